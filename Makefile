@@ -1,0 +1,84 @@
+# The one front door: `make` lists what there is. ENV is the environment, any NAME that has an env/NAME.env.
+ENV ?= dev
+N ?=
+QUEUE ?=
+ARGS ?=
+
+# A CA bundle to build behind a proxy that inspects TLS; the host's own by default.
+export CA_BUNDLE ?= $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt) /dev/null)
+export DOCKER_BUILDKIT = 1
+
+# The system's Python will do, as ops needs only its standard library.
+OPS = python3 -m ops --env '$(ENV)'
+PYTHON = .venv/bin/python
+
+.DEFAULT_GOAL = help
+.PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
+        local test lint lock docs
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env"
+
+engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)
+	@ops/engine.sh
+
+up: ## Build and start the stack, wait until it is healthy
+	@$(OPS) up
+
+down: ## Stop and remove the containers; data and secrets stay
+	@$(OPS) compose down
+
+restart: ## Restart the containers; running jobs are drained
+	@$(OPS) compose restart
+
+ps: ## Containers and their health
+	@$(OPS) compose ps
+
+logs: ## Follow the logs (ARGS="redis" for one service's)
+	@$(OPS) compose logs --follow --tail=100 $(ARGS)
+
+config: ## The merged Compose configuration
+	@$(OPS) compose config
+
+shell: ## A shell in a worker's container
+	@$(OPS) compose exec worker sh
+
+redis-cli: ## redis-cli, logged in (ARGS="info memory" for one command)
+	@$(OPS) redis-cli $(ARGS)
+
+scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
+	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)')
+
+health: ## Queues, replicas and Redis at a glance
+	@$(OPS) app health status $(ARGS)
+
+load-test: ## Send load and measure it: ARGS="io -n 1000"
+	@$(OPS) app load-test $(ARGS)
+
+build: ## Build the images
+	@$(OPS) build
+
+secrets: ## Make the secrets that are missing
+	@$(OPS) secrets
+
+local: $(PYTHON) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
+	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local
+
+test: $(PYTHON) ## All tests; those of the stack need the engine
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(PYTHON) ## Every linter
+	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
+
+lock: $(PYTHON) ## Lock the dependencies of pyproject.toml, with hashes
+	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lock.sh
+
+docs: $(PYTHON) ## Write docs/configuration.md anew from the settings
+	@$(PYTHON) docs/generate.py > docs/configuration.md
+
+$(PYTHON): requirements/dev.txt
+	@python3 -m venv .venv
+	@.venv/bin/pip install -qq --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
+	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m app`` is ``my-app``."""
+
+from app.cli import main
+
+main()

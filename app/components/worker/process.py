@@ -1,0 +1,77 @@
+"""One worker process, of one queue: ``python -m app.components.worker.process QUEUE [NUMBER]``.
+
+``NUMBER`` tells the processes of one queue in one replica apart. Exit codes: 0 stopped in order, 2 a setting or
+Redis has to be mended first (one line says what), anything else is a fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+from redis.exceptions import RedisError
+
+from app.components.worker import queues
+from app.components.worker.custom import CustomWorker
+from app.components.worker.runtime import current_job
+from app.core import log
+from app.core.config import IN_CONTAINER
+from app.core.redis import check, explain
+
+_PR_SET_PDEATHSIG = 1
+
+
+async def serve(queue: str, number: int) -> None:
+    """Serve a queue until a signal. Raises what keeps it from starting."""
+    folder = os.environ.get("WORKER_BEAT_DIR")
+    # Outside a container several replicas share the host's name.
+    host = socket.gethostname() if IN_CONTAINER else f"{socket.gethostname()}-{os.getpid()}"
+    worker = CustomWorker.for_queue(
+        queues.load(queue),
+        replica=host if number == 1 else f"{host}-{number}",
+        on_beat=Path(folder, f"{queue}-{number}").touch if folder else None,
+    )
+    try:
+        await check(worker.pool)
+        # A second signal while `startup` runs cancels it: that is an order, not a fault.
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker.async_run()
+    finally:
+        await worker.close()
+
+
+def main(queue: str, number: str = "1") -> int:
+    """Run the process to its end; return its exit code."""
+    _end_with_parent()
+
+    def fields() -> dict[str, object]:
+        job = current_job.get()
+        if job is None:
+            return {"queue": queue}
+        return {"job_id": job.job_id, "queue": job.queue, "task": job.task, "try": job.job_try}
+
+    log.setup(fields)
+    try:
+        uvloop.run(serve(queue, int(number)))
+    except (RedisError, OSError, ImportError, ValueError) as error:
+        logging.getLogger(__name__).error("not started: %s", explain(error))
+        return 2
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Have the kernel drain us when the supervisor is killed: a worker nobody watches must not go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

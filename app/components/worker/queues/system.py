@@ -1,0 +1,12 @@
+"""Upkeep: short jobs, at once."""
+
+from app.components.worker.queues import configured
+from app.components.worker.tasks.system import check_url, cleanup_temp_files, system_health_check
+
+
+@configured("system")
+class WorkerSettings:
+    functions = [system_health_check, cleanup_temp_files, check_url]  # noqa: RUF012 - arq's own form
+    queue_name = "arq:queue:system"
+    max_jobs = 15
+    job_timeout = 300

@@ -1,0 +1,17 @@
+"""The job that the code at hand runs for, for log lines to carry."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    job_id: str
+    queue: str  #: short name
+    task: str
+    job_try: int
+
+
+current_job: ContextVar[RunningJob | None] = ContextVar("current_job", default=None)

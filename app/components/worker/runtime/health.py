@@ -1,0 +1,58 @@
+"""What each replica says of itself in Redis, and how to read it without a scan of the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio import Redis
+
+from . import keys
+
+FORGET_AFTER_S = 3600  #: a replica not seen for so long leaves the registry
+RECORDS_PER_LIFE = 3  #: a replica that misses this many records is taken for dead
+
+
+async def record(
+    redis: Redis, queue_name: str, replica: str, state: Mapping[str, Any], *, now_ms: int, interval_s: float
+) -> None:
+    """Write a replica's state, which has to be JSON data, and enter the replica in its queue's registry."""
+    async with redis.pipeline(transaction=True) as pipe:
+        life_ms = int(interval_s * RECORDS_PER_LIFE * 1000)
+        pipe.set(keys.health(queue_name, replica), json.dumps(state), px=life_ms)
+        pipe.zadd(keys.replicas(queue_name), {replica: now_ms})
+        pipe.zremrangebyscore(keys.replicas(queue_name), "-inf", now_ms - FORGET_AFTER_S * 1000)
+        await pipe.execute()
+
+
+async def forget(redis: Redis, queue_name: str, replica: str) -> None:
+    """Take a replica that stops in good order out of the registry."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(keys.health(queue_name, replica))
+        pipe.zrem(keys.replicas(queue_name), replica)
+        await pipe.execute()
+
+
+async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
+    """Return the state of each of a queue's replicas, in order of name.
+
+    Each has at least ``replica`` and ``last_seen_ms``, and ``alive``: False for one that vanished without a word
+    in the last hour, of which nothing else is known.
+    """
+    seen = await redis.zrange(keys.replicas(queue_name), 0, -1, withscores=True)
+    if not seen:
+        return []
+    records = await redis.mget([keys.health(queue_name, name.decode()) for name, _ in seen])
+    return sorted(
+        (
+            {
+                **(json.loads(data) if data else {}),
+                "replica": name.decode(),
+                "last_seen_ms": int(last_seen),
+                "alive": data is not None,
+            }
+            for (name, last_seen), data in zip(seen, records, strict=True)
+        ),
+        key=lambda replica: str(replica["replica"]),
+    )

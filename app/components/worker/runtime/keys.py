@@ -1,0 +1,36 @@
+"""Names of the keys in Redis: arq's own, which stock producers and workers share, and ours beside them."""
+
+from arq.constants import (
+    abort_jobs_ss,
+    in_progress_key_prefix,
+    job_key_prefix,
+    result_key_prefix,
+    retry_key_prefix,
+)
+
+QUEUE_PREFIX = "arq:queue:"
+ABORT = abort_jobs_ss  #: sorted set: ids of jobs to abort, by the time of the request
+JOB = job_key_prefix  #: + id, string: the payload
+IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs; ours hold the claim's token
+RESULT = result_key_prefix  #: + id, string: the result
+RETRY = retry_key_prefix  #: + id, integer: tries begun
+
+
+def short_name(queue_name: str) -> str:
+    """``arq:queue:media`` → ``media``; a queue named otherwise keeps its whole name."""
+    return queue_name.removeprefix(QUEUE_PREFIX)
+
+
+def health(queue_name: str, replica: str) -> str:
+    """String: the replica's last health record, JSON; it expires when the replica is gone."""
+    return f"worker:health:{short_name(queue_name)}:{replica}"
+
+
+def replicas(queue_name: str) -> str:
+    """Sorted set: the queue's replicas, by the time in ms at which each was last seen."""
+    return f"worker:replicas:{short_name(queue_name)}"
+
+
+def paused(queue_name: str) -> str:
+    """String: exists while no worker may claim from the queue."""
+    return f"worker:paused:{short_name(queue_name)}"

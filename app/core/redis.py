@@ -1,0 +1,78 @@
+"""The one place that connects to Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arq.connections import ArqRedis
+from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import AuthenticationError, RedisError
+
+from app.core.config import Settings, settings
+
+
+def create_pool(config: Settings = settings, *, queue_name: str | None = None) -> ArqRedis:
+    """Return a client that honours every ``REDIS_…`` setting; it connects when first used.
+
+    The pool blocks when all its connections are taken, for up to ``REDIS_CONNECTION_TIMEOUT`` seconds: arq's own
+    raises "Too many connections" at once, which ends its worker. ``queue_name`` is where ``enqueue_job`` sends
+    jobs that name no queue.
+    """
+    where = config.redis_settings
+    options: dict[str, Any] = {
+        "connection_class": Connection,
+        "db": where.database,
+        "username": where.username,
+        "password": where.password,
+        "socket_timeout": config.REDIS_SOCKET_TIMEOUT,
+        "socket_connect_timeout": config.REDIS_CONNECTION_TIMEOUT,
+        "health_check_interval": config.REDIS_SOCKET_TIMEOUT,
+        "max_connections": where.max_connections,
+        "timeout": config.REDIS_CONNECTION_TIMEOUT,
+    }
+    if where.unix_socket_path:
+        options |= {"connection_class": UnixDomainSocketConnection, "path": where.unix_socket_path}
+        del options["socket_connect_timeout"]
+    else:
+        options |= {
+            "host": where.host,
+            "port": where.port,
+            "socket_keepalive": config.REDIS_SOCKET_KEEPALIVE,
+            "socket_keepalive_options": config.keepalive_options,
+        }
+    if where.ssl:
+        options |= {
+            "connection_class": SSLConnection,
+            "ssl_cert_reqs": where.ssl_cert_reqs,
+            "ssl_check_hostname": where.ssl_check_hostname,
+            "ssl_ca_certs": where.ssl_ca_certs,
+            "ssl_certfile": where.ssl_certfile,
+            "ssl_keyfile": where.ssl_keyfile,
+        }
+    pool = ArqRedis(BlockingConnectionPool(**options))
+    if queue_name:
+        pool.default_queue_name = queue_name
+    return pool
+
+
+def explain(error: Exception, config: Settings = settings) -> str:
+    """Say in one line, without a secret, what went wrong between us and Redis and what to look at."""
+    where = config.redis_settings
+    server = where.unix_socket_path or f"{where.host}:{where.port}"
+    if isinstance(error, AuthenticationError):
+        return f"Redis at {server} refuses the login: check REDIS_USERNAME and secrets/<ENV>/redis_password ({error})"
+    if isinstance(error, RedisError | OSError):
+        return f"Redis at {server} is out of reach: {error or type(error).__name__}"
+    return str(error)
+
+
+async def check(pool: ArqRedis) -> None:
+    """Make sure that Redis answers and keeps what it is given.
+
+    Raises ``RedisError`` or ``OSError`` where it does not answer, ``ValueError`` where it would evict queued jobs
+    under memory pressure: every policy but ``noeviction`` does, ``volatile-*`` too, as payloads have a time to live.
+    """
+    memory = await pool.info("memory")
+    policy = memory["maxmemory_policy"]
+    if memory["maxmemory"] and policy != "noeviction":
+        raise ValueError(f"Redis has maxmemory-policy {policy}, which drops queued jobs: set it to noeviction")

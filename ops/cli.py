@@ -1,0 +1,149 @@
+"""What `make` calls: it reads the environment, says what it does, runs it, and ends with its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from . import commands, configuration, images, local, secrets
+from .configuration import ROOT, ConfigurationError, Environment
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 2 where something has to be mended first, which one line names."""
+    options = _parser().parse_args(argv)
+    try:
+        environment = configuration.load(options.env)
+        if options.command not in ("secrets", "local"):
+            _need_engine()
+        code: int = options.run(environment, options)
+    except (ConfigurationError, images.ImageError) as error:
+        say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m ops", description="Operations on the stack of one environment.")
+    parser.add_argument("--env", default=os.environ.get("ENV", "dev"), help="name of the environment (dev)")
+    sub = parser.add_subparsers(dest="command", required=True)
+    sub.add_parser("up", help="build, start, wait until healthy").set_defaults(run=up)
+    sub.add_parser("build", help="build the images").set_defaults(run=build)
+    sub.add_parser("secrets", help="make the secrets that are missing").set_defaults(run=make_secrets)
+    sub.add_parser("local", help="serve without Docker, in the foreground").set_defaults(run=serve_local)
+    scaling = sub.add_parser("scale", help="set the number of replicas, for good")
+    scaling.add_argument("replicas", metavar="N")
+    scaling.add_argument("--queue", help="scale the service of one queue (layer compose/queues.yml)")
+    scaling.set_defaults(run=scale)
+    for name, run, text in (
+        ("app", app, "run a command of the app in a worker's container"),
+        ("redis-cli", redis_cli, "run redis-cli, logged in"),
+        ("compose", compose, "run docker compose with the environment's files"),
+    ):
+        wrapper = sub.add_parser(name, help=text)
+        wrapper.add_argument("arguments", nargs=argparse.REMAINDER)
+        wrapper.set_defaults(run=run)
+    return parser
+
+
+def up(environment: Environment, options: argparse.Namespace) -> int:
+    make_secrets(environment, options)
+    _base_images(environment)
+    code = _run(commands.up(environment))
+    if code:
+        say(f"not all of it became healthy: `make logs ENV={environment.name}` shows why")
+        return code
+    return _run(commands.compose(environment, "ps"))
+
+
+def build(environment: Environment, _: argparse.Namespace) -> int:
+    _base_images(environment)
+    return _run(commands.compose(environment, "build"))
+
+
+def make_secrets(environment: Environment, _: argparse.Namespace) -> int:
+    if secrets.ensure(environment.secrets, ROOT / "redis" / "users.acl.template"):
+        say(f"secrets: made in {environment.secrets.relative_to(ROOT)}/")
+    return 0
+
+
+def serve_local(environment: Environment, options: argparse.Namespace) -> int:
+    make_secrets(environment, options)
+    return local.run(environment)
+
+
+def scale(environment: Environment, options: argparse.Namespace) -> int:
+    service, variable = commands.replicas_variable(options.queue)
+    if not options.replicas.isdigit():
+        raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
+    services = _services(environment)
+    if service not in services:
+        there = ", ".join(name for name in services if name.startswith("worker"))
+        hint = " (a queue has a service of its own with compose/queues.yml in COMPOSE_FILE)" if options.queue else ""
+        raise ConfigurationError(f"there is no service {service} in ENV={environment.name}, but: {there}{hint}")
+    configuration.write(environment.local_file, variable, options.replicas)
+    say(f"{variable}={options.replicas} is written to {environment.local_file.relative_to(ROOT)}")
+    os.environ.pop(variable, None)
+    return _run(commands.scale(configuration.load(environment.name), service))
+
+
+def app(environment: Environment, options: argparse.Namespace) -> int:
+    workers = [name for name in _services(environment) if name.startswith("worker")]
+    running = [name for name in _output(commands.compose(environment, "ps", "--services")) if name in workers]
+    if not running:
+        raise ConfigurationError(f"no worker is up in ENV={environment.name}: `make up ENV={environment.name}`")
+    split = [name.removeprefix("worker-").replace("-", "_") for name in workers if name != "worker"]
+    queues = ",".join(split) or environment.values["WORKER_QUEUES"]
+    command = ["aegis-worker", *options.arguments]
+    return _run(commands.run_in(environment, running[0], command, terminal=sys.stdin.isatty(), WORKER_QUEUES=queues))
+
+
+def redis_cli(environment: Environment, options: argparse.Namespace) -> int:
+    return _run(commands.redis_cli(environment, options.arguments, terminal=sys.stdin.isatty()))
+
+
+def compose(environment: Environment, options: argparse.Namespace) -> int:
+    return _run(commands.compose(environment, *options.arguments))
+
+
+def _base_images(environment: Environment) -> None:
+    for variable in ("PYTHON_IMAGE", "REDIS_IMAGE"):
+        images.ensure(environment.values[variable], say=say)
+
+
+def _services(environment: Environment) -> list[str]:
+    return _output(commands.compose(environment, "config", "--services"))
+
+
+def _need_engine() -> None:
+    if shutil.which("docker") is None:
+        raise ConfigurationError("Docker is not installed here: `make engine` installs and starts it")
+    if _fails(["docker", "compose", "version"]):
+        raise ConfigurationError("Docker has no Compose here: `make engine` installs it")
+    if _fails(["docker", "version", "--format", "{{.Server.Version}}"]):
+        raise ConfigurationError("no Docker engine answers: `make engine` starts it")
+
+
+def _fails(argv: list[str]) -> bool:
+    return subprocess.run(argv, capture_output=True, check=False).returncode != 0
+
+
+def _output(argv: list[str]) -> list[str]:
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigurationError(done.stderr.strip())
+    return done.stdout.split()
+
+
+def _run(argv: list[str]) -> int:
+    return subprocess.run(argv, cwd=ROOT, check=False).returncode

@@ -1,0 +1,52 @@
+"""The command lines, as lists of arguments: nothing here runs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .configuration import ROOT, Environment
+
+HEALTHY_WITHIN_S = 120
+
+_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" exec redis-cli "$@"'
+
+
+def compose(environment: Environment, *arguments: str) -> list[str]:
+    """``docker compose`` with an environment's files; which layers they make is in the files."""
+    files = [part for file in environment.files for part in ("--env-file", str(file.relative_to(ROOT)))]
+    return ["docker", "compose", *files, *arguments]
+
+
+def up(environment: Environment) -> list[str]:
+    """Build, create and start everything, and wait until all of it is healthy."""
+    wait = ["--wait", "--wait-timeout", str(HEALTHY_WITHIN_S)]
+    return compose(environment, "up", "--detach", "--build", "--remove-orphans", *wait)
+
+
+def scale(environment: Environment, service: str) -> list[str]:
+    """Bring one service to the number of replicas that its environment says, and leave those that run alone."""
+    wait = ["--wait", "--wait-timeout", str(HEALTHY_WITHIN_S)]
+    return compose(environment, "up", "--detach", "--no-recreate", "--no-deps", *wait, service)
+
+
+def run_in(
+    environment: Environment, service: str, command: Sequence[str], *, terminal: bool, **variables: str
+) -> list[str]:
+    """Run a command in a container of a service that is up."""
+    given = [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
+    return compose(environment, "exec", *([] if terminal else ["-T"]), *given, service, *command)
+
+
+def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: bool) -> list[str]:
+    """``redis-cli`` as the password's owner, in the environment's database."""
+    database = environment.values["REDIS_DB"]
+    return run_in(
+        environment, "redis", ["sh", "-c", _REDIS_CLI, "redis-cli", "-n", database, *arguments], terminal=terminal
+    )
+
+
+def replicas_variable(queue: str | None) -> tuple[str, str]:
+    """Return the service of a queue (None: the one that serves them all), and the variable with its replicas."""
+    if queue is None:
+        return "worker", "WORKER_REPLICAS"
+    return f"worker-{queue.replace('_', '-')}", f"WORKER_{queue.upper().replace('-', '_')}_REPLICAS"

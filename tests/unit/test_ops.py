@@ -1,0 +1,146 @@
+"""The host's side, without a host: what the files say, what is wrong with them, which command lines come of it."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops import commands, configuration, secrets
+from ops.configuration import ROOT, ConfigurationError
+
+GOOD = """\
+ENV=test
+COMPOSE_PROJECT_NAME=aegis-test
+COMPOSE_FILE=compose/base.yml:compose/prod.yml
+"""
+
+Load = Callable[..., configuration.Environment]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Loads env/test.env, made of the good one and what is given, from a tree with the project's own layers."""
+    (tmp_path / "env").mkdir()
+    (tmp_path / "compose").symlink_to(ROOT / "compose")
+    (tmp_path / "env" / "base.env").write_text((ROOT / "env" / "base.env").read_text())
+
+    def load(text: str = "", local: str = "", name: str = "test", **shell: str) -> configuration.Environment:
+        (tmp_path / "env" / "test.env").write_text(GOOD + text)
+        if local:
+            (tmp_path / "env" / "test.local.env").write_text(local)
+        return configuration.load(name, root=tmp_path, shell=shell)
+
+    return load
+
+
+def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
+    environment = load("WORKER_REPLICAS=2\nLOG_LEVEL=ERROR", "WORKER_REPLICAS=3", REDIS_CPU_LIMIT="4", PATH="/bin")
+    assert environment.values["WORKER_REPLICAS"] == "3"
+    assert environment.values["LOG_LEVEL"] == "ERROR"
+    assert environment.values["REDIS_CPU_LIMIT"] == "4"
+    assert "PATH" not in environment.values
+    assert [file.name for file in environment.files] == ["base.env", "test.env", "test.local.env"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ENV=prod", "it has to be its own name, ENV=test"),
+        ("COMPOSE_FILE=", "COMPOSE_FILE is missing in env/test.env"),
+        (
+            "COMPOSE_FILE=compose/base.yml:compose/nope.yml",
+            "compose/nope.yml, which is not there; compose/ has base.yml",
+        ),
+        ("not a line", "env/test.env:4: not NAME=value: not a line"),
+        ("REDIS_PASSWORD=secret", "REDIS_PASSWORD does not go into env files"),
+        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: a number of replicas"),
+        ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: an amount of memory"),
+        ("WORKER_JOB_COMPLETION_WAIT=45", "has to be less than WORKER_STOP_GRACE_SECONDS=45"),
+        ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
+    ],
+)
+def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(text)
+    assert said in str(caught.value)
+
+
+def test_all_problems_are_said_at_once(load: Load) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load("WORKER_REPLICAS=x\nREDIS_MAXMEMORY=y")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["nope", "base", "../etc", "test.local", ""])
+def test_an_environment_that_is_none(load: Load, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no env/.*; there are: test"):
+        load(name=name)
+
+
+@pytest.mark.parametrize("name", configuration.names())
+def test_the_projects_own_environments_are_in_order(name: str) -> None:
+    assert configuration.load(name, shell={}).layers
+
+
+def test_sizes() -> None:
+    assert [configuration.size(text) for text in ("512M", "256mb", "1G", "7")] == [512 << 20, 256 << 20, 1 << 30, 7]
+    assert configuration.size("1.5G") is None
+
+
+def test_the_command_lines() -> None:
+    dev = configuration.load("dev", shell={})
+    files = ["--env-file", "env/base.env", "--env-file", "env/dev.env"]
+    if dev.local_file.exists():
+        files += ["--env-file", "env/dev.local.env"]
+    assert commands.compose(dev, "ps") == ["docker", "compose", *files, "ps"]
+    assert commands.up(dev)[len(files) + 2 :][:3] == ["up", "--detach", "--build"]
+    assert "--no-recreate" in commands.scale(dev, "worker")
+    assert commands.run_in(dev, "worker", ["x"], terminal=False, A="1")[-6:] == [
+        "exec",
+        "-T",
+        "--env",
+        "A=1",
+        "worker",
+        "x",
+    ]
+    assert commands.redis_cli(dev, ["PING"], terminal=True)[-4:] == ["redis-cli", "-n", "0", "PING"]
+    assert commands.replicas_variable(None) == ("worker", "WORKER_REPLICAS")
+    assert commands.replicas_variable("load_test") == ("worker-load-test", "WORKER_LOAD_TEST_REPLICAS")
+
+
+def test_a_variable_is_written_in_place(tmp_path: Path) -> None:
+    file = tmp_path / "dev.local.env"
+    configuration.write(file, "WORKER_REPLICAS", "3")
+    file.write_text(file.read_text() + "MINE=1\n")
+    configuration.write(file, "WORKER_REPLICAS", "5")
+    assert configuration.parse(file.read_text())[0] == {"MINE": "1", "WORKER_REPLICAS": "5"}
+    assert [path.name for path in tmp_path.iterdir()] == ["dev.local.env"]
+
+
+def test_secrets_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
+    template = ROOT / "redis" / "users.acl.template"
+    folder = tmp_path / "secrets" / "test"
+    assert secrets.ensure(folder, template)
+    password = (folder / secrets.PASSWORD).read_text()
+    assert len(password) >= 32
+    acl = (folder / secrets.ACL).read_text()
+    assert acl.startswith("user default on #" + hashlib.sha256(password.encode()).hexdigest())
+    assert password not in acl
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+    assert not secrets.ensure(folder, template)
+    assert (folder / secrets.PASSWORD).read_text() == password
+
+
+def test_a_password_that_was_replaced_by_hand_reaches_the_acl(tmp_path: Path) -> None:
+    template = ROOT / "redis" / "users.acl.template"
+    folder = tmp_path / "secrets" / "test"
+    secrets.ensure(folder, template)
+    (folder / secrets.PASSWORD).chmod(0o644)
+    (folder / secrets.PASSWORD).write_text("mine\n")
+    assert secrets.ensure(folder, template)
+    assert hashlib.sha256(b"mine").hexdigest() in (folder / secrets.ACL).read_text()

@@ -1,0 +1,175 @@
+"""Settings: what the guide shows has to work, what cannot work has to be said, in the variable's own name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from arq.worker import get_kwargs
+from pydantic import ValidationError
+
+from app.components.worker import queues
+from app.components.worker.queues import configured
+from app.core.config import QueueOverrides, Settings
+from docs import generate
+from tests.conftest import ROOT
+
+BASE = generate.values("base")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*Settings.model_fields, *BASE):
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings(**values: object) -> Settings:
+    return Settings(_env_file=None, **values)
+
+
+def problems(**values: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        settings(**values)
+    return str(caught.value)
+
+
+def test_the_guides_example_connects_where_it_says() -> None:
+    redis = settings(REDIS_URL="redis://redis-prod:6379", REDIS_DB=1, REDIS_PASSWORD="your-secure-password")
+    assert (redis.redis_settings.host, redis.redis_settings.port) == ("redis-prod", 6379)
+    assert (redis.redis_settings.database, redis.redis_settings.password) == (1, "your-secure-password")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h", ("h", 6379, None, None, False)),
+        ("redis://h/", ("h", 6379, None, None, False)),
+        ("redis://h:7/0", ("h", 7, None, None, False)),
+        ("redis://:p%40ss%2Fw%3A@h", ("h", 6379, None, "p@ss/w:", False)),
+        ("rediss://me:pw@h:6380", ("h", 6380, "me", "pw", True)),
+    ],
+)
+def test_urls(url: str, expected: tuple[object, ...]) -> None:
+    redis = settings(REDIS_URL=url).redis_settings
+    assert (redis.host, redis.port, redis.username, redis.password, redis.ssl) == expected
+
+
+def test_a_unix_socket() -> None:
+    assert settings(REDIS_URL="unix:///run/redis.sock").redis_settings.unix_socket_path == "/run/redis.sock"
+
+
+def test_outside_a_container_the_local_url_is_used() -> None:
+    assert settings(REDIS_URL="redis://redis", REDIS_URL_LOCAL="redis://localhost:7").redis_settings.port == 7
+
+
+def test_tls_settings_reach_the_connection() -> None:
+    tls = settings(
+        REDIS_SSL=True, REDIS_SSL_CA_CERTS="/ca.pem", REDIS_SSL_CERTFILE="/c.pem", REDIS_SSL_KEYFILE="/k.pem"
+    )
+    redis = tls.redis_settings
+    assert (redis.ssl, redis.ssl_ca_certs, redis.ssl_certfile, redis.ssl_keyfile) == (
+        True,
+        "/ca.pem",
+        "/c.pem",
+        "/k.pem",
+    )
+    assert redis.ssl_check_hostname
+    assert redis.ssl_cert_reqs == "required"
+
+
+def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "redis_password").write_text("from-a-file\n")
+    read = Settings(_env_file=None, _secrets_dir=tmp_path)
+    assert read.redis_settings.password == "from-a-file"
+    assert "from-a-file" not in repr(read)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"REDIS_URL": "http://h"}, "REDIS_URL must be redis://"),
+        ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "with no query"),
+        ({"REDIS_URL": "redis://h:port"}, "REDIS_URL has a port that is no number"),
+        ({"REDIS_URL": "redis://h/2"}, "REDIS_URL names database 2 but REDIS_DB=0"),
+        (
+            {"WORKER_JOB_COMPLETION_WAIT": 60},
+            "WORKER_JOB_COMPLETION_WAIT=60 must be less than WORKER_STOP_GRACE_SECONDS=45",
+        ),
+        ({"REDIS_SOCKET_KEEPALIVE_OPTIONS": {"1": 3}}, "TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT"),
+        ({"WORKER_MAX_TRIES": 0}, "WORKER_MAX_TRIES"),
+        ({"WORKER_QUEUES": " , "}, "WORKER_QUEUES"),
+        ({"WORKER_RETRY_BACKOFF_SECONDS": 9, "WORKER_RETRY_BACKOFF_MAX_SECONDS": 3}, "must not be more than"),
+    ],
+)
+def test_what_cannot_work_is_said(values: dict[str, object], said: str) -> None:
+    assert said in problems(**values)
+
+
+def test_all_problems_are_said_at_once() -> None:
+    said = problems(WORKER_MAX_TRIES=0, WORKER_PROCESSES="many")
+    assert "WORKER_MAX_TRIES" in said
+    assert "WORKER_PROCESSES" in said
+
+
+def test_one_queues_variables_win_over_its_class_and_the_shared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_PHOTOS_MAX_JOBS", "3")
+    monkeypatch.setenv("WORKER_PHOTOS_JOB_TIMEOUT", "7")
+    monkeypatch.setenv("WORKER_PHOTOS_KEEP_RESULT", "0")
+    monkeypatch.setenv("WORKER_PHOTOS_MAX_TRIES", "")
+
+    @configured("photos")
+    class WorkerSettings:
+        max_jobs = 50
+        max_tries = 9
+
+    read = get_kwargs(WorkerSettings)
+    assert (read["max_jobs"], read["job_timeout"], read["keep_result"], read["max_tries"]) == (3, 7, 0, 9)
+
+
+def test_stock_arq_finds_every_setting_on_the_class_itself() -> None:
+    for name in queues.names():
+        read = get_kwargs(queues.load(name))
+        assert read["queue_name"] == f"arq:queue:{name}"
+        assert {"functions", "redis_settings", "max_jobs", "job_timeout", "keep_result", "max_tries"} <= read.keys()
+        assert read["health_check_key"].startswith(f"worker:health:{name}:")
+
+
+def test_an_unknown_queue_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown queue 'nope': the queues are load_test, media, system"):
+        queues.load("nope")
+
+
+def test_base_env_says_what_the_code_defaults_to() -> None:
+    """A setting in one place and not in the other, or with another default, misleads who reads either."""
+    documented = Settings(_env_file=ROOT / "env" / "base.env").model_dump()
+    different = {"REDIS_URL", "REDIS_URL_LOCAL", "WORKER_DATA_DIR"}  # a container's are not a checkout's
+    defaults = settings().model_dump()
+    assert {k for k in defaults if defaults[k] != documented[k]} <= different
+    assert set(Settings.model_fields) - set(BASE) == {"REDIS_PASSWORD", "WORKER_DATA_DIR"}
+
+
+def test_every_variable_of_compose_is_documented() -> None:
+    used = {
+        name
+        for file in (ROOT / "compose").glob("*.yml")
+        for name in re.findall(
+            r"\$\{([A-Z_]+)", "\n".join(re.sub(r"(^|\s)#.*", "", x) for x in file.read_text().splitlines())
+        )
+    }
+    known = set(BASE) | set(generate.values("dev"))
+    assert used - known == {"CA_BUNDLE"}  # the Makefile's
+    read_by_the_app = set(Settings.model_fields)
+    assert set(BASE) - used - read_by_the_app == set()
+
+
+def test_the_configuration_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == generate.page(), "type `make docs`"
+
+
+def test_the_page_has_every_setting() -> None:
+    page = generate.page()
+    for name in {*Settings.model_fields, *BASE} - {"WORKER_DATA_DIR"}:
+        assert f"`{name}`" in page
+    for name in QueueOverrides.model_fields:
+        assert f"`WORKER_<QUEUE>_{name}`" in page
