@@ -11,6 +11,7 @@ export DOCKER_BUILDKIT = 1
 # The system's Python will do, as ops needs only its standard library.
 OPS = python3 -m ops --env '$(ENV)'
 PYTHON = .venv/bin/python
+VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
@@ -62,22 +63,22 @@ build: ## Build the images
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
 
-local: $(PYTHON) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
+local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
 	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local
 
-test: $(PYTHON) ## All tests; those of the stack need the engine
+test: $(VENV) ## All tests; those of the stack need the engine
 	@$(PYTHON) -m pytest $(ARGS)
 
-lint: $(PYTHON) ## Every linter
+lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
 
-lock: $(PYTHON) ## Lock the dependencies of pyproject.toml, with hashes
+lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lock.sh
 
-docs: $(PYTHON) ## Write docs/configuration.md anew from the settings
+docs: $(VENV) ## Write docs/configuration.md anew from the settings
 	@$(PYTHON) docs/generate.py > docs/configuration.md
 
-$(PYTHON): requirements/dev.txt
+$(VENV): requirements/dev.txt
 	@python3 -m venv .venv
 	@.venv/bin/pip install -qq --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
 	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .

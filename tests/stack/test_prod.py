@@ -1,0 +1,268 @@
+"""Production, as `make up ENV=prod` makes it: what runs, as whom, what can be reached, and what it does under stress."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.stack.conftest import MakeStack, Stack, inspect
+
+
+@pytest.fixture(scope="module")
+def prod(make_stack: MakeStack) -> Stack:
+    stack = make_stack("prod")
+    stack.make("up")
+    return stack
+
+
+def eventually(check: Callable[[], object], within_s: float = 30) -> None:
+    """Wait until a check holds; say what it last was when it does not."""
+    deadline = time.monotonic() + within_s
+    while not (last := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {within_s} s: {last!r}")
+        time.sleep(0.2)
+
+
+def health(container: str) -> str:
+    return str(inspect(container)["State"]["Health"]["Status"])
+
+
+# -- what runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["worker", "redis"])
+def test_every_container_is_hardened(prod: Stack, service: str) -> None:
+    facts = prod.inspect(service)
+    host = facts["HostConfig"]
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] is None
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert not host["Privileged"]
+    assert host["Init"]
+    assert host["PidsLimit"] in (64, 256)
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5", "compress": "true"}
+    assert host["PortBindings"] in ({}, None)
+    assert not any("docker.sock" in json.dumps(mount) for mount in facts["Mounts"])
+    assert facts["State"]["Health"]["Status"] == "healthy"
+
+
+def test_limits_and_reservations_come_from_the_env_files(prod: Stack) -> None:
+    worker, redis = (prod.inspect(service)["HostConfig"] for service in ("worker", "redis"))
+    assert (worker["NanoCpus"], worker["Memory"], worker["MemoryReservation"]) == (2 * 10**9, 2 << 30, 1 << 30)
+    assert (redis["NanoCpus"], redis["Memory"]) == (10**9, 1 << 30)
+
+
+def test_the_worker_has_time_to_drain(prod: Stack) -> None:
+    assert prod.inspect("worker")["Config"]["StopTimeout"] == 45
+
+
+def processes(stack: Stack, service: str) -> list[dict[str, str]]:
+    """uid, name and command of each process, read as the kernel has them."""
+    script = (
+        'for p in /proc/[0-9]*; do [ "${p#/proc/}" = $$ ] || printf "%s|%s\\n" '
+        '"$(sed -n "s/^Uid:[[:space:]]*//p" $p/status | cut -f1)" "$(tr "\\0" " " < $p/cmdline)"; done 2>/dev/null'
+    )
+    lines = stack.host(service).check_output(script).splitlines()
+    rows = [dict(zip(("uid", "command"), line.split("|", 1), strict=True)) for line in lines]
+    return [row for row in rows if row["command"] and "/proc/" not in row["command"]]
+
+
+def test_one_process_a_queue_under_one_parent_all_unprivileged(prod: Stack) -> None:
+    running = processes(prod, "worker")
+    assert {row["uid"] for row in running} == {"10001"}
+    queues = [row["command"].split()[-2] for row in running if "components.worker.process" in row["command"]]
+    assert sorted(queues) == ["load_test", "system"]
+    assert {row["uid"] for row in processes(prod, "redis")} == {"999"}
+
+
+@pytest.mark.parametrize(("service", "port"), [("worker", None), ("redis", 6379)])
+def test_only_redis_listens_and_only_on_its_port(prod: Stack, service: str, port: int | None) -> None:
+    table = prod.host(service).check_output("cat /proc/net/tcp /proc/net/tcp6").splitlines()
+    rows = [row.split() for row in table if " 0A " in row]
+    # Docker's own resolver listens on 127.0.0.11.
+    ports = {int(row[1].split(":")[1], 16) for row in rows if not row[1].startswith("0B00007F")}
+    assert ports == ({port} if port else set())
+
+
+def test_the_root_is_read_only_and_the_data_folder_is_not(prod: Stack) -> None:
+    worker = prod.host("worker")
+    for path in ("/x", "/srv/aegis/app/x", "/opt/venv/x"):
+        assert worker.run(f"touch {path}").failed
+    assert worker.mount_point("/tmp").filesystem == "tmpfs"
+    assert worker.run("touch /data/x && rm /data/x").succeeded
+    assert worker.check_output("id -u") == "10001"
+
+
+def test_the_image_has_nothing_to_install_or_build_with(prod: Stack) -> None:
+    worker = prod.host("worker")
+    for tool in ("pip", "pip3", "gcc", "cc", "make", "apt-get"):
+        assert not worker.exists(tool), tool
+    assert worker.run("python -m pip --version").failed
+    assert worker.run("python -m ensurepip --version").failed
+
+
+def test_redis_runs_as_configured(prod: Stack) -> None:
+    expected = {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "900 1 300 10 60 10000",
+        "maxmemory": str(512 << 20),
+        "maxmemory-policy": "noeviction",
+        "dir": "/data",
+        "aclfile": "/run/secrets/redis_acl",
+    }
+    for name, value in expected.items():
+        assert prod.redis("config", "get", name).splitlines()[-1] == value
+
+
+def test_redis_wants_the_password_and_nobody_else_sees_it(prod: Stack) -> None:
+    assert "NOAUTH" in prod.host("redis").check_output("redis-cli ping")
+    password = (prod.folder / "secrets" / "prod" / "redis_password").read_text()
+    seen = [json.dumps(prod.inspect(service)) for service in ("worker", "redis")]
+    seen += [prod.compose("config"), prod.compose("logs"), prod.host("worker").check_output("env")]
+    seen += [row["command"] for service in ("worker", "redis") for row in processes(prod, service)]
+    history = ["docker", "history", "--no-trunc", prod.inspect("worker")["Image"]]
+    seen.append(subprocess.run(history, capture_output=True, text=True).stdout)
+    assert not any(password in text for text in seen)
+
+
+# -- what can be reached ------------------------------------------------------------------------------------------
+
+
+def reaches(stack: Stack, service: str, address: str, port: int) -> bool:
+    """Whether a connection can be opened from inside a service's container."""
+    if service == "worker":
+        code = f"import socket; socket.create_connection(({address!r}, {port}), 3)"
+        return stack.host(service).run(f'python -c "{code}"').succeeded
+    return stack.host(service).run(f"timeout 3 bash -c '</dev/tcp/{address}/{port}'").succeeded
+
+
+def test_redis_is_reached_by_workers_alone(prod: Stack) -> None:
+    assert reaches(prod, "worker", "redis", 6379)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", prod.port)) != 0
+    networks = prod.inspect("redis")["NetworkSettings"]["Networks"]
+    assert list(networks) == [f"{prod.project}_backend"]
+    (network,) = json.loads(prod.run("docker", "network", "inspect", f"{prod.project}_backend").stdout)
+    assert network["Internal"]
+
+
+def test_workers_have_a_way_out_and_redis_has_none(prod: Stack) -> None:
+    def default_route(service: str) -> bool:
+        rows = prod.host(service).check_output("cat /proc/net/route").splitlines()[1:]
+        return any(row.split()[1] == "00000000" for row in rows)
+
+    assert default_route("worker")
+    assert not default_route("redis")
+
+
+# -- what it does -------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_jobs(prod: Stack) -> None:
+    seen = prod.app("load-test", "io", "-n", "1000")
+    assert (seen["jobs"], seen["done"], seen["failed"]) == (1000, 1000, 0)
+    assert seen["throughput"] > 0
+
+
+def test_logs_are_json_with_the_job_in_each_line(prod: Stack) -> None:
+    job = prod.app("job", "enqueue", "system_health_check", "--wait")
+    lines = [
+        json.loads(line) for line in prod.compose("logs", "--no-log-prefix", "worker").splitlines() if line[:1] == "{"
+    ]
+    ours = [line for line in lines if line.get("job_id") == job["id"]]
+    assert {line["message"].split()[0] for line in ours} == {"started,", "done"}
+    for line in ours:
+        assert (line["queue"], line["task"], line["try"], line["level"]) == ("system", "system_health_check", 1, "INFO")
+
+
+def test_scaling_lasts(prod: Stack) -> None:
+    prod.make("scale", "N=3")
+    before = prod.containers("worker")
+    assert len(before) == 3
+    eventually(lambda: replicas(prod) == 3)
+    prod.make("up")
+    assert prod.containers("worker") == before
+    spread = prod.app("load-test", "io", "-n", "300")["replicas"]
+    assert len(spread) == 3
+    prod.make("scale", "N=1")
+    assert len(prod.containers("worker")) == 1
+    assert replicas(prod) == 1
+
+
+def replicas(stack: Stack) -> int:
+    """Replicas that say in Redis that they serve ``system``."""
+    return len([r for r in stack.app("health", "status", "--queue", "system")["replicas"] if r["alive"]])
+
+
+def test_docker_stop_lets_running_jobs_finish(prod: Stack) -> None:
+    ids = [f"drain-{n}" for n in range(10)]
+    enqueue(prod, "light_io_task", ids, delay_s=3)
+    eventually(lambda: prod.redis("exists", *(f"arq:in-progress:{i}" for i in ids)) == "10")
+    worker = prod.container("worker")
+    prod.run("docker", "stop", "--time", "45", worker)
+    assert inspect(worker)["State"]["ExitCode"] == 0
+    assert prod.redis("exists", *(f"arq:result:{i}" for i in ids)) == "10"
+    assert prod.redis("exists", *(f"arq:in-progress:{i}" for i in ids)) == "0"
+    prod.make("up")
+
+
+def enqueue(stack: Stack, task: str, ids: list[str], **arguments: Any) -> None:
+    """Enqueue as another application would: with stock arq."""
+    code = f"""
+import asyncio
+from arq import create_pool
+from app.core.config import settings
+async def main():
+    pool = await create_pool(settings.redis_settings)
+    for i in {ids!r}:
+        assert await pool.enqueue_job({task!r}, _job_id=i, _queue_name="arq:queue:load_test", **{arguments!r})
+asyncio.run(main())
+"""
+    stack.run("docker", "exec", stack.container("worker"), "python", "-c", code)
+
+
+def test_a_dead_child_restarts_the_container(prod: Stack) -> None:
+    worker = prod.container("worker")
+    restarts = inspect(worker)["RestartCount"]
+    pid = prod.host("worker").check_output(
+        "for p in /proc/[0-9]*; do grep -qz system $p/cmdline && grep -qz worker.process $p/cmdline && basename $p; done"
+    )
+    prod.run("docker", "exec", worker, "sh", "-c", f"kill -9 {pid.split()[0]}")
+    eventually(lambda: inspect(worker)["RestartCount"] == restarts + 1)
+    eventually(lambda: health(worker) == "healthy")
+
+
+@pytest.fixture
+def stuck_child(prod: Stack) -> Iterator[str]:
+    worker = prod.container("worker")
+    script = 'for p in /proc/[0-9]*; do grep -qz "worker.process" $p/cmdline && kill -{} $(basename $p); done; true'
+    prod.run("docker", "exec", worker, "sh", "-c", script.format("STOP"))
+    yield worker
+    prod.run("docker", "exec", worker, "sh", "-c", script.format("CONT"))
+
+
+def test_a_stuck_loop_is_unhealthy(prod: Stack, stuck_child: str) -> None:
+    eventually(lambda: health(stuck_child) == "unhealthy", within_s=40)
+    assert "no beat: " in inspect(stuck_child)["State"]["Health"]["Log"][-1]["Output"]
+
+
+def test_redis_gone_is_unhealthy_and_survived(prod: Stack) -> None:
+    worker, redis = prod.container("worker"), prod.container("redis")
+    eventually(lambda: health(worker) == "healthy")
+    started = inspect(worker)["State"]["StartedAt"]
+    prod.run("docker", "stop", redis)
+    eventually(lambda: health(worker) == "unhealthy", within_s=40)
+    prod.run("docker", "start", redis)
+    eventually(lambda: health(worker) == "healthy")
+    assert inspect(worker)["State"]["StartedAt"] == started
+    assert prod.app("load-test", "io", "-n", "20")["done"] == 20
