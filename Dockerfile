@@ -11,7 +11,7 @@ COPY requirements/ /requirements/
 RUN --mount=type=secret,id=ca_bundle \
     --mount=type=cache,target=/root/.cache/pip \
     if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
-    /opt/pip/bin/pip --python /opt/venv/bin/python install --require-hashes --no-deps --only-binary :all: \
+    /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps --only-binary :all: \
       --disable-pip-version-check --root-user-action ignore -r "/requirements/${APP_EXTRA:-app}.txt"
 COPY app/ /srv/aegis/app/
 # No file can be written where the image runs, bytecode neither.

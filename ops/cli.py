@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         ("redis-cli", redis_cli, "run redis-cli, logged in"),
         ("compose", compose, "run docker compose with the environment's files"),
     ):
-        wrapper = sub.add_parser(name, help=text)
+        # With no character that begins an option, all arguments are the other program's.
+        wrapper = sub.add_parser(name, help=text, add_help=False, prefix_chars="\0")
         wrapper.add_argument("arguments", nargs=argparse.REMAINDER)
         wrapper.set_defaults(run=run)
     return parser

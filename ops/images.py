@@ -48,7 +48,8 @@ class Family:
         return self.packages[0]
 
 
-PYTHON = ("python3", "python3-venv", "ca-certificates", "tzdata", "procps")
+# As in the official image, where libstdc++, which compiled wheels want, comes with apt.
+PYTHON = ("python3", "python3-venv", "ca-certificates", "tzdata", "libstdc++6")
 
 FAMILIES = {
     "python:3.13": Family(13, PYTHON),

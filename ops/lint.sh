@@ -1,29 +1,18 @@
 #!/usr/bin/env bash
 # Every linter, over everything; all of them run, and the exit code says whether any found something.
-set -uo pipefail
+set -euo pipefail
 cd "$(dirname "$0")/.."
 failed=0
 
 check() { # NAME COMMAND...
-  local name=$1
+  local name=$1 output
   shift
   if output=$("$@" 2>&1); then
     echo "ok    $name"
   else
-    echo "FAIL  $name"
-    echo "$output"
+    printf 'FAIL  %s\n%s\n' "$name" "$output"
     failed=1
   fi
-}
-
-# A layer can undo what another hardens, so the merged configurations are linted, not the files.
-merged() { # ENV
-  local file
-  file=$(mktemp --suffix=.yml)
-  python3 -m ops --env "$1" compose config >"$file" && compose-lint --config .compose-lint.yml "$file"
-  local code=$?
-  rm -f "$file"
-  return $code
 }
 
 mapfile -t shell_files < <(git ls-files '*.sh' .ci/run)
@@ -33,8 +22,14 @@ check mypy mypy
 check hadolint hadolint Dockerfile
 check shellcheck shellcheck "${shell_files[@]}"
 check yamllint yamllint --strict .
+
+# A layer can undo what another hardens, so the merged configurations are linted, not the files.
+merged=$(mktemp --suffix=.yml)
+trap 'rm -f "$merged"' EXIT
 for file in env/*.env; do
   name=$(basename "$file" .env)
-  case $name in base | *.local) ;; *) check "compose-lint $name" merged "$name" ;; esac
+  [[ $name != base && $name != *.local ]] || continue
+  python3 -m ops --env "$name" compose config >"$merged"
+  check "compose-lint $name" compose-lint check --strict-config --config .compose-lint.yml --fail-on low "$merged"
 done
 exit $failed

@@ -15,11 +15,12 @@ from .secrets import ACL
 
 FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
+DEFAULT_PORT = 6379
 
 
 def run(environment: Environment) -> int:
     """Serve until Ctrl-C; return the workers' exit code. Data stays in ``.local/`` for the next time."""
-    port = int(environment.values["REDIS_PORT"])
+    port = int(environment.values["REDIS_PORT"] or DEFAULT_PORT)
     if _answers(port):
         raise ConfigurationError(
             f"port {port} is taken: `make down`, or set REDIS_PORT in {environment.local_file.name}"

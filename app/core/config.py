@@ -2,7 +2,8 @@
 
 Inside a container the values come from the environment that Compose sets out of ``env/*.env``, and passwords
 from the files in ``/run/secrets``. Outside one (the CLI on a developer's machine) the same ``env/*.env`` files
-and ``secrets/<ENV>/`` are read directly, and ``REDIS_URL_LOCAL`` takes the place of ``REDIS_URL``.
+and ``secrets/<ENV>/`` are read directly, and ``REDIS_URL_LOCAL``, or localhost at ``REDIS_PORT``, takes the place of
+``REDIS_URL``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ class Settings(BaseSettings):
     LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` to read, `json` to collect")
 
     REDIS_URL: str = Field("redis://localhost:6379", description="Redis, as containers reach it")
-    REDIS_URL_LOCAL: str | None = Field(None, description="Redis, as the CLI outside a container reaches it")
+    REDIS_URL_LOCAL: str | None = Field(
+        None,
+        description="Redis, as the CLI outside a container reaches it; unset is `REDIS_PORT` of localhost, or `REDIS_URL`",
+    )
+    REDIS_PORT: int | None = Field(None, ge=1, le=65535, description="port on 127.0.0.1 that `compose/dev.yml` publishes")
     REDIS_DB: NonNegativeInt = Field(0, description="database number")
     REDIS_USERNAME: str | None = Field(None, description="ACL user; unset is Redis's `default` user")
     REDIS_PASSWORD: SecretStr | None = Field(
@@ -140,8 +145,12 @@ class Settings(BaseSettings):
         ``REDIS_DB``, and a URL that names another one is an error. Not ``RedisSettings.from_dsn``: that leaves
         a password percent-encoded, drops TLS options and fails on a trailing slash.
         """
-        name = "REDIS_URL" if IN_CONTAINER or self.REDIS_URL_LOCAL is None else "REDIS_URL_LOCAL"
-        url = urlsplit(getattr(self, name))
+        name, text = "REDIS_URL", self.REDIS_URL
+        if not IN_CONTAINER and self.REDIS_URL_LOCAL:
+            name, text = "REDIS_URL_LOCAL", self.REDIS_URL_LOCAL
+        elif not IN_CONTAINER and self.REDIS_PORT:
+            name, text = "REDIS_PORT", f"redis://localhost:{self.REDIS_PORT}"
+        url = urlsplit(text)
         if url.scheme not in ("redis", "rediss", "unix") or url.query or url.fragment:
             raise ValueError(f"{name} must be redis://, rediss:// or unix://, with no query; options have variables")
         database = url.path.strip("/") if url.scheme != "unix" else ""

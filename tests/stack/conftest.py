@@ -82,7 +82,7 @@ class Stack:
 
     def report(self) -> str:
         """What one wants to see of a stack on which a test failed."""
-        parts = [self.compose("ps", "--all", check=False), self.compose("logs", "--tail", "60", check=False)]
+        parts = [self.compose("ps", "--all", check=False), self.compose("logs", "--tail", "20", check=False)]
         for name in self.compose("ps", "--all", "--quiet", check=False).split():
             parts.append(json.dumps(inspect(name)["State"], indent=1))
         return "\n".join(parts)

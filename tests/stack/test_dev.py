@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ async def test_a_change_of_the_code_runs_within_seconds(dev: Stack) -> None:
     assert await answers(pool, "changed")
     # A file that does not run is waited out, not died of.
     source.write_text("this is no Python\n")
-    time.sleep(2)
+    await asyncio.sleep(2)
     source.write_text(original)
     assert await answers(pool, "redis_version")
     assert inspect(container)["State"]["StartedAt"] == started
