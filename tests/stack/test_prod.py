@@ -47,7 +47,7 @@ def test_every_container_is_hardened(prod: Stack, service: str) -> None:
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
     assert not host["Privileged"]
     assert host["Init"]
-    assert host["PidsLimit"] in (64, 256)
+    assert host["PidsLimit"] == 512
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5", "compress": "true"}
     assert host["PortBindings"] in ({}, None)

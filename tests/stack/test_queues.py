@@ -40,7 +40,7 @@ def test_each_has_limits_of_its_own_and_the_hardening_of_all(queues: Stack) -> N
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
-        assert host["PidsLimit"] == 256
+        assert host["PidsLimit"] == 512
         assert host["RestartPolicy"]["Name"] == "unless-stopped"
 
 
