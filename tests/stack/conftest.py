@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import copy_checkout, free_port
 
 
 class Stack:
@@ -111,14 +110,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
 
     def make(env: str, **changes: str) -> Stack:
         folder = tmp_path_factory.mktemp(env)
-        tracked = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-        )
-        for name in tracked.stdout.splitlines():
-            if (ROOT / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        (folder / ".venv").symlink_to(ROOT / ".venv")
+        copy_checkout(folder)
         stack = Stack(folder, env, changes)
         stacks.append(stack)
         return stack

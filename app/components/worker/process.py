@@ -33,7 +33,7 @@ async def serve(queue: str, number: int) -> None:
     """Serve a queue until a signal. Raises what keeps it from starting."""
     folder = os.environ.get("WORKER_BEAT_DIR")
     # Outside a container several replicas share the host's name.
-    host = socket.gethostname() if IN_CONTAINER else f"{socket.gethostname()}-{os.getpid()}"
+    host = socket.gethostname() if IN_CONTAINER else f"{socket.gethostname()}-{os.getppid()}"
     worker = CustomWorker.for_queue(
         queues.load(queue),
         replica=host if number == 1 else f"{host}-{number}",

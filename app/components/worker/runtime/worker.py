@@ -134,9 +134,9 @@ class Worker(arq.worker.Worker):
             await self.shutdown()
             await self.pool.aclose(close_connection_pool=True)
             self._pool = None
-        logger.info(
-            "stopped: %d jobs complete, %d failed, %d retried", self.jobs_complete, self.jobs_failed, self.jobs_retried
-        )
+        if self._running:
+            counts = (self.jobs_complete, self.jobs_failed, self.jobs_retried)
+            logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once."""

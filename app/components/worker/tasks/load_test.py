@@ -1,4 +1,4 @@
-"""Jobs whose cost is known: cpu, waiting, memory, failure."""
+"""Jobs whose cost is known: cpu, waiting, memory, failure. Each names in its result the replica that ran it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ async def light_cpu_task(ctx: dict[str, Any], rounds: int = 40_000) -> dict[str,
     started = time.perf_counter()
     # It releases the interpreter's lock, so that a thread is enough for the event loop to go on.
     digest = await asyncio.to_thread(hashlib.pbkdf2_hmac, "sha256", b"load", b"test", rounds)
-    return {"digest": digest.hex()[:16], "seconds": round(time.perf_counter() - started, 6)}
+    seconds = round(time.perf_counter() - started, 6)
+    return {"digest": digest.hex()[:16], "seconds": seconds, "replica": ctx.get("replica")}
 
 
 async def light_io_task(ctx: dict[str, Any], delay_s: float = 0.05, size: int = 16_384) -> dict[str, Any]:
@@ -45,7 +46,7 @@ async def light_io_task(ctx: dict[str, Any], delay_s: float = 0.05, size: int = 
     await asyncio.to_thread(_write_and_read, size)
     await ctx["redis"].ping()
     await asyncio.sleep(delay_s)
-    return {"bytes": size, "seconds": round(time.perf_counter() - started, 6)}
+    return {"bytes": size, "seconds": round(time.perf_counter() - started, 6), "replica": ctx.get("replica")}
 
 
 def _write_and_read(size: int) -> None:
@@ -68,7 +69,7 @@ async def light_memory_task(ctx: dict[str, Any], megabytes: int = 16, hold_s: fl
     with mmap.mmap(-1, megabytes * MEGABYTE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         await asyncio.to_thread(_fill, block)
         await asyncio.sleep(hold_s)
-        return {"megabytes": megabytes, "peak_rss": peak_rss()}
+        return {"megabytes": megabytes, "peak_rss": peak_rss(), "replica": ctx.get("replica")}
 
 
 def _fill(block: mmap.mmap) -> None:
@@ -80,7 +81,7 @@ def _fill(block: mmap.mmap) -> None:
 
 async def failure_task(
     ctx: dict[str, Any], fail_tries: int = 0, message: str = "failed as it was asked to"
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Raise ``LoadTestError`` with ``message`` on each of the first ``fail_tries`` tries, with 0 on every try.
 
     Returns the number of the try that did not. Raises ``ValueError`` for an argument out of bounds.
@@ -90,7 +91,7 @@ async def failure_task(
     job_try: int = ctx["job_try"]
     if fail_tries == 0 or job_try <= fail_tries:
         raise LoadTestError(message)
-    return {"job_try": job_try}
+    return {"job_try": job_try, "replica": ctx.get("replica")}
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:
