@@ -18,7 +18,7 @@ VENV = .venv/installed
         local test lint lock docs
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env"
 
 engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)

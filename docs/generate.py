@@ -32,6 +32,12 @@ Passwords are files in `secrets/<ENV>/`, which the first `make up` makes and git
 | `redis_acl` | who may do what in Redis, made of `redis/users.acl.template`; it holds hashes, no passwords |
 """
 
+STACK = [
+    ("ENV", "", "the environment's own name, as the file's"),
+    ("COMPOSE_PROJECT_NAME", "", "what its containers, networks and volumes are named after"),
+    ("COMPOSE_FILE", "", "its layers, by colon, the base first"),
+]
+
 
 def parse(text: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return an env file's sections: title, and for each variable its name, value and the comment above it."""
@@ -64,25 +70,22 @@ def code(value: str | None) -> str:
 
 def table(rows: list[tuple[str, str, str]], dev: dict[str, str], prod: dict[str, str]) -> list[str]:
     lines = ["| variable | default | dev | prod | meaning |", "|---|---|---|---|---|"]
+    above = ""
     for name, value, comment in rows:
         field = Settings.model_fields.get(name)
-        meaning = field.description if field else comment
-        lines.append(f"| `{name}` | {code(value)} | {code(dev.get(name))} | {code(prod.get(name))} | {meaning} |")
+        meaning = (field.description if field else comment) or ""
+        values = " | ".join(code(text) for text in (name, value, dev.get(name), prod.get(name)))
+        lines.append(f"| {values} | {'〃' if meaning == above else meaning} |")
+        above = meaning
     return lines
 
 
 def page() -> str:
     """Return the whole page."""
     dev, prod = values("dev"), values("prod")
-    base = parse((ENV / "base.env").read_text())
-    known = {name for _, rows in base for name, _, _ in rows}
-    only = [(name, "", comment) for _, rows in parse((ENV / "dev.env").read_text()) for name, _, comment in rows]
     lines = [HEAD]
-    for title, rows in base:
-        if title == "which stack":
-            rows = [(name, "", STACK[name]) for name in STACK] + rows
-        if title == "containers":
-            rows = rows + [row for row in only if row[0] not in known and row[0] not in STACK]
+    for title, rows in parse((ENV / "base.env").read_text()):
+        rows = [*STACK, *rows] if title == "which stack" else rows
         lines += [f"## {title[0].upper()}{title[1:]}", "", *table(rows, dev, prod), ""]
     lines += ["## One queue's own", "", "Each wins over what the queue's `WorkerSettings` says.", ""]
     lines += ["| variable | meaning |", "|---|---|"]
@@ -91,12 +94,6 @@ def page() -> str:
     ]
     return "\n".join([*lines, "", SECRETS])
 
-
-STACK = {
-    "ENV": "the environment's own name, as the file's",
-    "COMPOSE_PROJECT_NAME": "what its containers, networks and volumes are named after",
-    "COMPOSE_FILE": "its layers, by colon, the base first",
-}
 
 if __name__ == "__main__":
     print(page(), end="")

@@ -94,6 +94,9 @@ def scale(environment: Environment, options: argparse.Namespace) -> int:
         raise ConfigurationError(f"there is no service {service} in ENV={environment.name}, but: {there}{hint}")
     configuration.write(environment.local_file, variable, options.replicas)
     say(f"{variable}={options.replicas} is written to {environment.local_file.relative_to(ROOT)}")
+    if not _output(commands.compose(environment, "ps", "--quiet")):
+        say(f"the stack is down: `make up ENV={environment.name}` starts as many")
+        return 0
     os.environ.pop(variable, None)
     return _run(commands.scale(configuration.load(environment.name), service))
 

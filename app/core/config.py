@@ -59,9 +59,11 @@ class Settings(BaseSettings):
     REDIS_URL: str = Field("redis://localhost:6379", description="Redis, as containers reach it")
     REDIS_URL_LOCAL: str | None = Field(
         None,
-        description="Redis, as the CLI outside a container reaches it; unset is `REDIS_PORT` of localhost, or `REDIS_URL`",
+        description="Redis, as the CLI reaches it outside a container; unset: `REDIS_PORT` of localhost or `REDIS_URL`",
     )
-    REDIS_PORT: int | None = Field(None, ge=1, le=65535, description="port on 127.0.0.1 that `compose/dev.yml` publishes")
+    REDIS_PORT: int | None = Field(
+        None, ge=1, le=65535, description="port on 127.0.0.1 that `compose/dev.yml` publishes"
+    )
     REDIS_DB: NonNegativeInt = Field(0, description="database number")
     REDIS_USERNAME: str | None = Field(None, description="ACL user; unset is Redis's `default` user")
     REDIS_PASSWORD: SecretStr | None = Field(

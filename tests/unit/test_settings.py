@@ -22,6 +22,7 @@ BASE = generate.values("base")
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*Settings.model_fields, *BASE):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(Settings.model_config, "secrets_dir", None)
 
 
 def settings(**values: object) -> Settings:
@@ -61,6 +62,12 @@ def test_a_unix_socket() -> None:
 
 def test_outside_a_container_the_local_url_is_used() -> None:
     assert settings(REDIS_URL="redis://redis", REDIS_URL_LOCAL="redis://localhost:7").redis_settings.port == 7
+
+
+def test_outside_a_container_a_published_port_is_found() -> None:
+    redis = settings(REDIS_URL="redis://redis", REDIS_PORT=7).redis_settings
+    assert (redis.host, redis.port) == ("localhost", 7)
+    assert settings(REDIS_PORT=7, REDIS_URL_LOCAL="redis://other").redis_settings.host == "other"
 
 
 def test_tls_settings_reach_the_connection() -> None:
@@ -125,6 +132,21 @@ def test_one_queues_variables_win_over_its_class_and_the_shared_ones(monkeypatch
 
     read = get_kwargs(WorkerSettings)
     assert (read["max_jobs"], read["job_timeout"], read["keep_result"], read["max_tries"]) == (3, 7, 0, 9)
+
+
+def test_one_health_key_for_all_replicas_is_replaced() -> None:
+    class WorkerSettings:
+        health_check_key = "worker:health:system"
+
+    assert configured("system")(WorkerSettings).health_check_key.startswith("worker:health:system:")
+
+
+def test_a_queue_is_named_as_its_module() -> None:
+    class WorkerSettings:
+        queue_name = "jobs"
+
+    with pytest.raises(ValueError, match="queue system: queue_name has to be 'arq:queue:system', not 'jobs'"):
+        configured("system")(WorkerSettings)
 
 
 def test_stock_arq_finds_every_setting_on_the_class_itself() -> None:
