@@ -54,8 +54,8 @@ scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)
 
-load-test: ## Send load and measure it: ARGS="io -n 1000"
-	@$(OPS) app load-test $(ARGS)
+load-test: ## Send load and measure it (ARGS="io" by default, or "cpu -n 1000", …)
+	@$(OPS) app load-test $(or $(ARGS),io)
 
 build: ## Build the images
 	@$(OPS) build

@@ -1,0 +1,97 @@
+"""What the pages say: their examples run, their links lead somewhere, the targets they name exist."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis, RedisSettings
+
+from tests.conftest import PASSWORD, ROOT, copy_checkout
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str) -> list[tuple[str | None, str]]:
+    """Python blocks of a page, each with the path that stands above it, if one does."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"(?:^`(\S+)`:\n\n)?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+async def mail_service() -> AsyncIterator[str]:
+    """Busy at first, then it takes the mail."""
+    answers = iter([b"429 Too Many\r\nRetry-After: 0", b"200 OK"])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"id": "m1"}'
+        head = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (next(answers), len(body))
+        writer.write(head + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/send"
+    server.close()
+
+
+async def test_the_examples_run(
+    tmp_path: Path, redis: ArqRedis, redis_server: RedisSettings, mail_service: str
+) -> None:
+    copy_checkout(tmp_path)
+    for path, code in blocks("examples.md"):
+        if path:
+            (tmp_path / path).write_text(code)
+    base = tmp_path / "env" / "base.env"
+    base.write_text(base.read_text().replace("WORKER_QUEUES=system,load_test", "WORKER_QUEUES=system,mail"))
+    url = f"redis://localhost:{redis_server.port}"
+    environment = {"PATH": os.environ["PATH"], "ENV": "none", "REDIS_URL": url, "REDIS_PASSWORD": PASSWORD}
+
+    async def app(*arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", *arguments),
+            cwd=tmp_path,
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+
+    worker = await app("worker")
+    try:
+        job = await app("job", "enqueue", "send_mail", mail_service, "ada@example.org", "Hello", "--wait")
+        async with asyncio.timeout(20):
+            assert await job.communicate() == (b"m1\n", None)
+
+        space: dict[str, Any] = {}
+        exec(blocks("producers.md")[0][1], space)
+        answer = await space["main"]("localhost", redis_server.port, PASSWORD)
+        assert answer["redis_version"]
+    finally:
+        worker.terminate()
+        await worker.communicate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads], target
+
+
+def test_the_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for line in re.findall(r"(?:`|^)make ([a-z -]+)", page.read_text(), re.MULTILINE):
+            assert set(re.findall(r"[a-z-]+", line)) <= targets, (page.name, line)
