@@ -55,7 +55,7 @@ FAMILIES = {
     "python:3.13": Family(13, PYTHON),
     "redis:8": Family(13, ("redis-server", "redis-tools"), user="redis"),
     "redis:7": Family(12, ("redis-server", "redis-tools"), user="redis"),
-    "valkey/valkey:8": Family(13, ("valkey-server", "valkey-tools", "valkey-redis-compat"), user="valkey"),
+    "valkey/valkey:8": Family(13, ("valkey-server", "valkey-tools"), user="valkey"),
 }
 
 
@@ -108,6 +108,9 @@ def mmdebstrap_argv(family: Family, sources: Sequence[str], version_file: Path) 
             f'--essential-hook=echo {family.user}:x:{uid}:{gid}::/data:/usr/sbin/nologin >>"$1/etc/passwd" && '
             f'echo {family.user}:x:{gid}: >>"$1/etc/group" && mkdir "$1/data" && chown {DATA_OWNER} "$1/data"'
         )
+    if family.user == "valkey":  # whose official image has its commands under Redis's names, too
+        links = " && ".join(f'ln -s valkey-{name} "$1/usr/bin/redis-{name}"' for name in ("server", "cli"))
+        argv.append(f"--customize-hook={links}")
     return [*argv, SUITES[family.debian], "-", *sources]
 
 

@@ -65,6 +65,13 @@ def test_a_servers_user_has_the_official_numbers(name: str, user: str) -> None:
     assert 'chown 999:1000 "$1/data"' in hook
 
 
+def test_valkey_goes_by_redis_names_too() -> None:
+    hooks = [arg for arg in mmdebstrap_argv(FAMILIES["valkey/valkey:8"], [], Path("/v")) if "ln -s" in arg]
+    assert len(hooks) == 1
+    assert 'ln -s valkey-server "$1/usr/bin/redis-server"' in hooks[0]
+    assert 'ln -s valkey-cli "$1/usr/bin/redis-cli"' in hooks[0]
+
+
 def test_import_keeps_the_name_and_says_what_it_is() -> None:
     argv = import_argv("redis:8-alpine", FAMILIES["redis:8"], "5:8.0.2-3")
     assert argv[:2] == ["docker", "import"]

@@ -1,0 +1,83 @@
+"""The front door: what `make` says and does where there is no stack, or no engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, copy_checkout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("make")
+    copy_checkout(folder)
+    return folder
+
+
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)} | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_alone_it_lists_every_target(checkout: Path) -> None:
+    listed = re.findall(r"^  make (\S+)", make(checkout).stdout, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.*?)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE)
+    assert listed == phony.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "ENV=nope"], "ENV=nope: there is no env/nope.env; there are: dev, prod"),
+        (["scale", "N=some"], "N=some: a number of replicas is 0 or more, as in `make scale N=3`"),
+        (["scale"], "N=: a number of replicas is 0 or more, as in `make scale N=3`"),
+        (["health", "ENV=other"], "no worker is up in ENV=other: `make up ENV=other`"),
+    ],
+)
+def test_what_is_wrong_is_one_line(checkout: Path, arguments: list[str], said: str) -> None:
+    other = (checkout / "env" / "prod.env").read_text().replace("ENV=prod", "ENV=other").replace("aegis-prod", "none")
+    (checkout / "env" / "other.env").write_text(other)
+    try:
+        done = make(checkout, *arguments)
+    finally:
+        (checkout / "env" / "other.env").unlink()
+    assert done.returncode != 0
+    first, *more = done.stderr.splitlines()
+    if "nope" in said:
+        said = said.replace("dev, prod", "dev, other, prod")
+    assert first == said
+    assert len(more) == 1, "make's own"
+
+
+def test_without_docker_it_says_what_to_type(checkout: Path, tmp_path: Path) -> None:
+    for tool in ("make", "sh"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    (tmp_path / "python3").symlink_to("/usr/bin/python3")
+    done = make(checkout, "up", PATH=str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == "Docker is not installed here: `make engine` installs and starts it"
+    assert not (checkout / "secrets").exists(), "nothing was done"
+
+
+def test_without_an_engine_it_says_what_to_type(checkout: Path) -> None:
+    done = make(checkout, "up", DOCKER_HOST="unix:///nowhere/docker.sock")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == "no Docker engine answers: `make engine` starts it"
+
+
+def test_engine_leaves_a_good_one_alone(checkout: Path) -> None:
+    done = make(checkout, "engine")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"engine ready: Docker Engine \S+, Compose \S+\n", done.stdout)
