@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from . import commands, configuration, images, local, secrets
 from .configuration import ROOT, ConfigurationError, Environment
+
+ALONE = ("up", "build", "scale")  #: Compose makes two networks of one name where two of these run at a time
 
 
 def say(text: str) -> None:
@@ -24,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment = configuration.load(options.env)
         if options.command not in ("secrets", "local"):
             _need_engine()
-        code: int = options.run(environment, options)
+        with _alone(environment) if options.command in ALONE else nullcontext():
+            code: int = options.run(environment, options)
     except (ConfigurationError, images.ImageError) as error:
         say(str(error))
         return 2
@@ -118,6 +123,20 @@ def redis_cli(environment: Environment, options: argparse.Namespace) -> int:
 
 def compose(environment: Environment, options: argparse.Namespace) -> int:
     return _run(commands.compose(environment, *options.arguments))
+
+
+@contextmanager
+def _alone(environment: Environment) -> Iterator[None]:
+    """Wait until nobody else changes the environment's stack. The kernel ends the lock with the process."""
+    folder = ROOT / ".local"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{environment.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"somebody else changes ENV={environment.name}: waiting for them to finish")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _base_images(environment: Environment) -> None:
