@@ -15,6 +15,7 @@ from pydantic_settings import SettingsError
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
@@ -64,15 +65,28 @@ def explain_settings(error: ValidationError | SettingsError) -> list[str]:
     """Return a line for each setting that has to be mended: its variable, its value unless it is a secret, and how."""
     if isinstance(error, SettingsError):
         return [f"{error}: {error.__cause__}"]
-    prefix = "WORKER_<QUEUE>_" if error.title == "QueueOverrides" else ""
+    if error.title == "QueueOverrides":
+        return _overrides_to_mend()
+    return [_line(problem) for problem in error.errors(include_url=False)]
+
+
+def _overrides_to_mend() -> list[str]:
+    """Return the lines of all queues: the error at hand is that of one, and does not name it."""
+    from app.components.worker import queues
+    from app.core.config import settings
+
     lines = []
-    for problem in error.errors(include_url=False):
-        text = problem["msg"].removeprefix("Value error, ")
-        name = prefix + ".".join(map(str, problem["loc"]))
-        # Without a place it is about several variables, and its text names them.
-        lines.append(text if not problem["loc"] else f"{name}={_shown(name, problem['input'])}: {text}")
+    for name in queues.names():
+        try:
+            settings.overrides(name)
+        except ValidationError as error:
+            lines += [_line(problem, f"WORKER_{name.upper()}_") for problem in error.errors(include_url=False)]
     return lines
 
 
-def _shown(name: str, value: object) -> object:
-    return "***" if "PASSWORD" in name else value
+def _line(problem: ErrorDetails, prefix: str = "") -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text  # it is about several variables, and names them
+    name = prefix + ".".join(map(str, problem["loc"]))
+    return f"{name}={'***' if 'PASSWORD' in name else problem['input']}: {text}"

@@ -14,7 +14,7 @@ from app.cli.queue import full_name, live_replicas, look
 from app.components.worker.runtime import health
 from app.core.config import settings
 
-app = typer.Typer(name="health", help="Workers and Redis, as they are now.", no_args_is_help=True)
+app = typer.Typer(name="health", help="Workers and Redis, as they are now.", no_args_is_help=True, add_completion=False)
 
 Queues = Annotated[
     list[str] | None, typer.Option("--queue", metavar="NAME", help="Only this queue; default WORKER_QUEUES.")
@@ -27,7 +27,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
 
     Exit code 0: each queue has a live replica.
     Exit code 1: one has none.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
     names = known(queue or settings.WORKER_QUEUES)
 
@@ -100,7 +100,7 @@ def probe(queue: Queues = None, json: Json = False) -> None:
 
     Exit code 0: each queue has a live replica.
     Exit code 1: one has none.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
     names = known(queue or settings.WORKER_QUEUES)
 

@@ -32,7 +32,7 @@ from app.cli.task import load, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import keys
 
-app = typer.Typer(name="job", help="Jobs: send, follow, abort, retry.", no_args_is_help=True)
+app = typer.Typer(name="job", help="Jobs: send, follow, abort, retry.", no_args_is_help=True, add_completion=False)
 
 POLL_S = 0.05
 
@@ -109,7 +109,7 @@ def enqueue(
 
     Exit code 0: done.
     Exit code 1: the id exists already, or with --wait the job failed.
-    Exit code 2: unknown task, arguments that do not fit it, or Redis is out of reach.
+    Exit code 2: unknown task or queue, arguments that do not fit it, or Redis is out of reach.
     """
     positional, named = [_parsed(arg) for arg in args or ()], _parsed(kwargs)
     if not isinstance(named, dict):
@@ -165,7 +165,7 @@ def status(job_id: Id, queue: Queue = None, json: Json = False) -> None:
 
     Exit code 0: done.
     Exit code 1: no such job.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
     found = run(lambda pool: find(pool, job_id, queue))
     data: dict[str, Any] = {
@@ -204,7 +204,7 @@ def result(
 
     Exit code 0: done.
     Exit code 1: the job failed, has not ended yet, or is not known.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
     found = run(lambda pool: follow(pool, job_id, queue, timeout))
     if found.result is None:
@@ -236,7 +236,7 @@ def abort(
 
     Exit code 0: it is aborted.
     Exit code 1: it had ended before, no worker has seen to it yet, or it is not known.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
 
     async def ask(pool: ArqRedis) -> Found:
@@ -271,7 +271,7 @@ def retry(job_id: Id, queue: Queue = None, json: Json = False) -> None:
 
     Exit code 0: done.
     Exit code 1: it has not ended, or is not known.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: unknown queue, or Redis is out of reach.
     """
 
     async def again(pool: ArqRedis) -> Found:

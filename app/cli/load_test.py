@@ -25,7 +25,7 @@ from app.cli.queue import full_name
 from app.components.worker import queues
 from app.components.worker.runtime import keys
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 QUEUE = "load_test"
 SENDERS = 16  #: jobs on their way to Redis at a time
@@ -58,7 +58,9 @@ class Seen:
 
 @app.command("load-test")
 def load_test(
-    kind: Annotated[Kind, typer.Argument(help="What the jobs do.", show_default=False)],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help=f"What the jobs do: {', '.join(Kind)}.", show_default=False)
+    ],
     n: Annotated[int, typer.Option("-n", "--jobs", metavar="N", min=1, help="How many.")] = 100,
     rate: Annotated[
         float | None, typer.Option(metavar="R", min=0.01, help="Jobs to send a second; default: at once.")
@@ -74,7 +76,7 @@ def load_test(
 
     Exit code 0: done.
     Exit code 1: a job failed that should not, or the timeout passed.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: Redis is out of reach, or the queue keeps no results to wait for.
     Exit code 130: Ctrl-C, after a report of what was seen so far.
     """
     if wait and not vars(queues.load(QUEUE))["keep_result"]:
@@ -93,7 +95,9 @@ def load_test(
         raise typer.Exit(130)
     if wait and report["missing"]:
         raise Failure(f"{report['missing']:,} of {n:,} jobs had not ended {timeout:g} s after the last was sent", 1)
-    raise typer.Exit(1 if wait and report["failed"] and kind is not Kind.failure else 0)
+    if wait and report["failed"] and kind is not Kind.failure:
+        first = next(result.result for result in seen.results if not result.success)
+        raise Failure(f"{report['failed']:,} of {n:,} jobs failed, the first with {first!r}", 1)
 
 
 def _run(kind: Kind, seen: Seen, n: int, rate: float | None, timeout_s: float | None) -> None:

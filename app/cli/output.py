@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic_core import to_json
-from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -22,7 +21,11 @@ def show(data: Any, as_json: bool, *parts: RenderableType) -> None:
     else:
         # What is shown comes from outside: brackets and colons in it are no markup.
         console = Console(markup=False, highlight=False, emoji=False)
-        console.print(*(part for part in parts if not isinstance(part, Table) or part.row_count), sep="\n")
+        shown = [part for part in parts if not isinstance(part, Table) or part.row_count]
+        for number, part in enumerate(shown):
+            if number:
+                console.print()
+            console.print(part, soft_wrap=isinstance(part, str))  # a line of text, an id say, stays one
         sys.stdout.flush()
 
 
@@ -33,7 +36,7 @@ def as_text(data: Any) -> str:
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """Return a table; a column whose title begins with ``>`` holds numbers."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in columns:
         result.add_column(title.lstrip(">"), justify="right" if title.startswith(">") else "left", overflow="fold")
     for row in rows:

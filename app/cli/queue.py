@@ -16,7 +16,7 @@ from app.cli.task import load, settings_of, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import health, keys
 
-app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True)
+app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
 
 LOOKED_AT = 1000  #: running jobs are counted among this many at the head of a queue
 SHOWN = 20

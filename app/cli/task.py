@@ -15,7 +15,7 @@ from app.cli.errors import known
 from app.cli.output import Json, age, show, table
 from app.components.worker import queues
 
-app = typer.Typer(name="task", help="The tasks that jobs name.", no_args_is_help=True)
+app = typer.Typer(name="task", help="The tasks that jobs name.", no_args_is_help=True, add_completion=False)
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Worker).parameters.items()}
 

@@ -10,7 +10,7 @@ from app.cli.errors import known
 from app.components.worker import supervisor
 from app.core.config import settings
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -27,4 +27,7 @@ def worker(
     Exit code 2: a setting or Redis has to be mended first.
     Any other: that of the process that ended unasked.
     """
-    raise typer.Exit(supervisor.run(known(queue or settings.WORKER_QUEUES)))
+    names = known(queue or settings.WORKER_QUEUES)
+    for name in names:
+        settings.overrides(name)  # what is wrong there is said once and by its name, not by each process
+    raise typer.Exit(supervisor.run(names))

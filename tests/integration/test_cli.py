@@ -1,0 +1,531 @@
+"""The command line as scripts and people use it: real processes, a real server, and a real worker where jobs run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.jobs import Job, JobStatus
+
+from app.components.worker.runtime import keys
+from tests.conftest import ROOT, free_port
+
+SYSTEM, LOAD_TEST, MEDIA = "arq:queue:system", "arq:queue:load_test", "arq:queue:media"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+    def refuses(self, *texts: str, code: int = 2) -> None:
+        """Check that it is one line that says why, and nothing else."""
+        assert (self.code, self.out) == (code, ""), self
+        assert self.err.count("\n") == 1, self.err
+        for text in texts:
+            assert text in self.err
+
+
+class Cli:
+    """``my-app`` with an environment of its own."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def start(self, *arguments: str, **variables: str) -> Any:
+        return asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", *arguments),
+            cwd=ROOT,
+            env=self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    async def __call__(self, command: str, *arguments: str, **variables: str) -> Answer:
+        """Run a command, whose words are parted by blanks; ``arguments`` are words that may hold some."""
+        async with asyncio.timeout(30):
+            return await ended(await self.start(*command.split(), *arguments, **variables))
+
+    async def each(self, *commands: str, **variables: str) -> list[Answer]:
+        """Run commands at the same time."""
+        return await asyncio.gather(*(self(command, **variables) for command in commands))
+
+
+async def ended(process: asyncio.subprocess.Process) -> Answer:
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    answer = Answer(process.returncode, out.decode(), err.decode())
+    assert "Traceback" not in answer.out + answer.err, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module")
+def cli(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    url = f"redis://localhost:{redis_server.port}"
+    return Cli(
+        {
+            "PATH": os.environ["PATH"],
+            "ENV": "test",
+            "REDIS_URL": url,
+            "REDIS_URL_LOCAL": url,
+            "REDIS_PASSWORD": str(redis_server.password),
+            "WORKER_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+            "WORKER_HEALTH_CHECK_INTERVAL": "1",
+            "WORKER_LOAD_TEST_MAX_TRIES": "2",
+            "LOG_FORMAT": "text",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def worker(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A worker of ``load_test`` and ``system``, for all tests; ``media`` is served by nobody."""
+    log = tmp_path_factory.mktemp("worker") / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "worker", "--queue", "load_test", "--queue", "system"],
+            cwd=ROOT,
+            env=cli.environment,
+            stdout=file,
+            stderr=file,
+        )
+    yield
+    process.terminate()
+    try:
+        code = process.wait(20)
+    finally:
+        process.kill()
+        print(log.read_text())
+    assert code == 0
+
+
+@pytest.fixture
+async def producer(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
+    """A stock producer, on the database as it is: the worker stays from test to test."""
+    pool = await create_pool(redis_server)
+    yield pool
+    await pool.aclose()
+
+
+async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None:
+    deadline = monotonic() + within_s
+    while not await condition():
+        assert monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def served(producer: ArqRedis, worker: None) -> None:
+    """Wait until the worker has both queues."""
+
+    async def recorded() -> bool:
+        return all([await producer.zcard(keys.replicas(queue)) for queue in (SYSTEM, LOAD_TEST)])
+
+    await eventually(recorded)
+
+
+@asynccontextmanager
+async def paused(redis: ArqRedis, queue_name: str) -> AsyncIterator[None]:
+    await redis.set(keys.paused(queue_name), 1)
+    try:
+        yield
+    finally:
+        await redis.delete(keys.paused(queue_name))
+
+
+async def enqueue(redis: ArqRedis, task: str, *args: Any, queue: str = LOAD_TEST, **options: Any) -> str:
+    job = await redis.enqueue_job(task, *args, _queue_name=queue, **options)
+    assert job is not None
+    return job.job_id
+
+
+async def enqueue_running(redis: ArqRedis) -> str:
+    """Enqueue a job that would run for a minute, and wait until it does."""
+    job_id = await enqueue(redis, "light_io_task", 60)
+    await eventually(lambda: redis.exists(keys.IN_PROGRESS + job_id))
+    return job_id
+
+
+# -- what cannot be done ---------------------------------------------------------------------------------------------
+
+
+async def test_a_redis_that_is_not_there(cli: Cli) -> None:
+    commands = ("health status --json", "queue purge system --yes", "job enqueue system_health_check", "load-test io")
+    port = free_port()
+    for answer in await cli.each(*commands, REDIS_URL_LOCAL=f"redis://localhost:{port}"):
+        answer.refuses(f"Redis at localhost:{port} is out of reach")
+
+
+async def test_a_login_that_is_refused(cli: Cli) -> None:
+    wrong, none, nobody = await asyncio.gather(
+        cli("queue ls", REDIS_PASSWORD="wrong"),
+        cli("queue ls", REDIS_PASSWORD=""),
+        cli("queue ls", REDIS_USERNAME="nobody"),
+    )
+    for answer in (wrong, none, nobody):
+        answer.refuses("refuses the login", "check REDIS_USERNAME and secrets/<ENV>/redis_password")
+    assert "wrong " not in wrong.err
+
+
+async def test_an_unknown_queue(cli: Cli) -> None:
+    commands = (
+        "worker --queue system --queue no",
+        "health probe --queue no",
+        "queue show no",
+        "queue purge no --yes",
+        "task ls --queue no",
+        "job enqueue check_url x --queue no",
+        "job status x --queue no",
+    )
+    for answer in await cli.each(*commands):
+        answer.refuses("unknown queue no: the queues are load_test, media, system")
+
+
+async def test_a_task_that_is_not_there_or_takes_something_else(cli: Cli) -> None:
+    typo, unlike, arguments, text = await cli.each(
+        "job enqueue check_ulr http://x",
+        "job enqueue nothing --queue system",
+        "job enqueue check_url",
+        "job enqueue check_url --kwargs [1]",
+    )
+    typo.refuses("unknown task check_ulr: did you mean check_url?")
+    unlike.refuses("unknown task nothing: there are check_url, cleanup_temp_files, system_health_check")
+    arguments.refuses("task check_url does not take these arguments: missing a required argument: 'url'")
+    text.refuses("--kwargs [1] is no JSON object")
+
+
+async def test_words_that_the_command_line_does_not_have(cli: Cli) -> None:
+    commands = {
+        "load-test disk": "'disk' is not one of 'io', 'cpu', 'memory', 'failure'",
+        "load-test io -n 0": "--jobs",
+        "load-test io --rate fast": "--rate",
+        "qeue ls": "No such command 'qeue'",
+        "job status": "Missing argument 'ID'",
+        "job result x --json=yes": "--json",
+    }
+    for text, answer in zip(commands.values(), await cli.each(*commands), strict=True):
+        assert (answer.code, answer.out) == (2, "")
+        assert text in " ".join(answer.err.replace("│", "").split())  # it is framed and wrapped
+
+
+async def test_settings_to_mend_are_named_at_once_with_their_values(cli: Cli) -> None:
+    shared, together, queues, worker, no_results = await asyncio.gather(
+        cli("health probe", LOG_LEVEL="loud", REDIS_PORT="0", WORKER_MAX_TRIES="many"),
+        cli("worker", WORKER_STOP_GRACE_SECONDS="10", WORKER_RETRY_BACKOFF_SECONDS="400"),
+        cli("queue ls", WORKER_SYSTEM_MAX_JOBS="0", WORKER_LOAD_TEST_MAX_TRIES="two"),
+        cli("worker", WORKER_SYSTEM_MAX_JOBS="0"),
+        cli("load-test io", WORKER_LOAD_TEST_KEEP_RESULT="0"),
+    )
+    assert (shared.code, shared.out) == (2, "")
+    assert shared.err.splitlines() == [
+        "LOG_LEVEL=loud: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
+        "REDIS_PORT=0: Input should be greater than or equal to 1",
+        "WORKER_MAX_TRIES=many: Input should be a valid integer, unable to parse string as an integer",
+    ]
+    assert (together.code, together.out) == (2, "")
+    assert "WORKER_JOB_COMPLETION_WAIT=30 must be less than WORKER_STOP_GRACE_SECONDS=10" in together.err
+    assert "WORKER_RETRY_BACKOFF_SECONDS=400 must not be more than" in together.err
+    assert (queues.code, queues.out) == (2, "")
+    assert [line.partition(":")[0] for line in queues.err.splitlines()] == [
+        "WORKER_LOAD_TEST_MAX_TRIES=two",
+        "WORKER_SYSTEM_MAX_JOBS=0",
+    ]
+    worker.refuses("WORKER_SYSTEM_MAX_JOBS=0: Input should be greater than 0")
+    no_results.refuses("load_test keeps no results to measure by: set WORKER_LOAD_TEST_KEEP_RESULT, or use --no-wait")
+
+
+async def test_a_job_that_nobody_knows(cli: Cli) -> None:
+    for answer in await cli.each("job status x", "job result x", "job abort x --json", "job retry x"):
+        answer.refuses("no job x in load_test, media, system, and no result of it is kept", code=1)
+
+
+# -- tasks, health ---------------------------------------------------------------------------------------------------
+
+
+async def test_tasks(cli: Cli) -> None:
+    table, document, of_one = await cli.each("task ls", "task ls --json", "task ls --queue system --json")
+    assert {table.code, document.code, of_one.code} == {0}
+    assert "light_cpu_task(rounds=40000)" in table.out
+    (url,) = [task for task in document.data["tasks"] if task["task"] == "check_url"]
+    assert (url["queue"], url["signature"], url["timeout_s"], url["max_tries"]) == (
+        "system",
+        "(url, expect=200)",
+        300,
+        3,
+    )
+    assert {task["queue"] for task in of_one.data["tasks"]} == {"system"}
+
+
+@pytest.mark.usefixtures("served")
+async def test_health(cli: Cli) -> None:
+    status, probe, table, line, unserved, unserved_line = await cli.each(
+        "health status --json",
+        "health probe --json",
+        "health status",
+        "health probe --queue system",
+        "health status --queue system --queue media",
+        "health probe --queue media",
+    )
+    assert {answer.code for answer in (status, probe, table, line)} == {0}
+    assert status.data["healthy"]
+    assert status.data["redis"]["policy"] == "noeviction"
+    assert {q["queue"]: [r["state"] for r in q["replicas"]] for q in status.data["queues"]} == {
+        "system": ["running"],
+        "load_test": ["running"],
+    }
+    assert probe.data == {"healthy": True, "live_replicas": {"system": 1, "load_test": 1}}
+    assert "served" in table.out
+    assert "noeviction, answers in" in table.out
+    assert line.out == "healthy; live replicas: system 1\n"
+    assert (unserved.code, unserved_line.code) == (1, 1)
+    assert "no live replica" in unserved.out
+    assert unserved_line.out == "unhealthy; live replicas: media 0\n"
+
+
+# -- queues ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, producer: ArqRedis) -> None:
+    runs = await enqueue_running(producer)
+    pause = await cli("queue pause load_test --json")
+    assert (pause.code, pause.data) == (0, {"queue": "load_test", "paused": True})
+    deferred = await enqueue(producer, "light_io_task", _defer_by=3600)
+    due = await enqueue(producer, "light_io_task")
+
+    asked = monotonic()
+    ls, table, show, page, declined = await cli.each(
+        "queue ls --json", "queue ls", "queue show load_test --json", "queue show load_test", "queue purge load_test"
+    )
+    assert {answer.code for answer in (ls, table, show, page)} == {0}
+    stands = {q["queue"]: q for q in ls.data}
+    assert stands["load_test"]["oldest_due_s"] >= 0
+    assert stands["load_test"] | {"oldest_due_s": None} == {
+        "queue": "load_test",
+        "depth": 3,
+        "due": 1,
+        "deferred": 1,
+        "running": 1,
+        "oldest_due_s": None,
+        "paused": True,
+        "live_replicas": 1,
+        "not_loaded": None,
+    }
+    assert stands["system"]["depth"] == stands["media"]["live_replicas"] == 0
+    (row,) = [line.split() for line in table.out.splitlines() if line.startswith("load_test")]
+    assert row[:5] == ["load_test", "3", "1", "1", "1"]
+    assert [(job["id"], job["state"], job["tries"]) for job in show.data["jobs"]] == [
+        (runs, "running", 1),
+        (due, "due", 0),
+        (deferred, "deferred", 0),
+    ]
+    assert (show.data["max_jobs"], show.data["max_tries"]) == (30, 2)
+    assert "failure_task" in page.out
+    assert deferred in page.out
+    assert declined.code == 1
+    assert "Remove the waiting ones of 3 jobs" in declined.err
+
+    # A worker looks for jobs twice a second at least.
+    await asyncio.sleep(max(0, asked + 1.2 - monotonic()))
+    assert await Job(due, producer, LOAD_TEST).status() == JobStatus.queued
+
+    purge = await cli("queue purge load_test --yes --json")
+    assert (purge.code, purge.data) == (0, {"queue": "load_test", "removed": 2})
+    assert await producer.zrange(LOAD_TEST, 0, -1) == [runs.encode()]
+    assert await producer.exists(*(keys.JOB + job_id for job_id in (runs, due, deferred))) == 1
+    assert await Job(runs, producer, LOAD_TEST).status() == JobStatus.in_progress
+
+    waiting = await enqueue(producer, "light_io_task", 0)
+    resume = await cli("queue resume load_test")
+    assert (resume.code, resume.out) == (0, "load_test is served\n")
+    assert (await Job(waiting, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+    abort, empty = await cli.each(f"job abort {runs}", "queue purge media --yes")
+    assert abort.code == 0
+    assert (empty.code, empty.out) == (0, "0 jobs removed from media\n")
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_job_of_a_stock_producer(cli: Cli, producer: ArqRedis) -> None:
+    job_id = await enqueue(producer, "light_cpu_task", queue=LOAD_TEST, rounds=1000)
+    result = await cli(f"job result {job_id} --timeout 10 --json")
+    assert result.code == 0
+    assert result.data["success"]
+    assert result.data["result"] == await Job(job_id, producer, LOAD_TEST).result(timeout=1)
+
+    status, table, text, again, abort = await cli.each(
+        f"job status {job_id} --json",
+        f"job status {job_id} --queue load_test",
+        f"job result {job_id}",
+        f"job enqueue light_cpu_task --id {job_id}",
+        f"job abort {job_id}",
+    )
+    assert {answer.code for answer in (status, table, text)} == {0}
+    known = {"id": job_id, "status": "complete", "queue": "load_test", "tries": 1, "due": None, "success": True}
+    assert known.items() <= status.data.items()
+    assert (status.data["function"], status.data["args"], status.data["kwargs"]) == (
+        "light_cpu_task",
+        [],
+        {"rounds": 1000},
+    )
+    assert "complete" in table.out
+    assert json.loads(text.out) == result.data["result"]
+    again.refuses(f"job {job_id} exists already", code=1)
+    abort.refuses(f"job {job_id} ended before it was aborted", code=1)
+    assert await producer.zscore(keys.ABORT, job_id) is None
+
+
+@pytest.mark.usefixtures("served")
+async def test_jobs_are_enqueued_and_waited_for(cli: Cli) -> None:
+    named = "n" * 100  # longer than a line of a screen
+    waited, failed, plain, deferred, document = await cli.each(
+        "job enqueue system_health_check --wait --json",
+        """job enqueue failure_task --wait --kwargs {"message":"asked"}""",
+        f"job enqueue light_io_task 0 --id {named}",
+        "job enqueue light_io_task --defer 3600 --id later",
+        "job enqueue light_io_task --json -- -1",
+    )
+    assert waited.code == 0
+    assert waited.data["result"]["redis_version"]
+    assert failed.code == 1
+    assert failed.err.endswith("failed: LoadTestError('asked')\n")
+    assert (plain.code, plain.out) == (0, f"{named}\n")
+    assert (document.data["queue"], document.data["task"]) == ("load_test", "light_io_task")
+    assert deferred.code == 0
+
+    result, error, status, abort = await cli.each(
+        f"job result {named} --timeout 10",
+        f"job result {document.data['id']} --timeout 10 --json",
+        "job result later",
+        "job abort later --json",
+    )
+    assert json.loads(result.out)["bytes"]
+    assert error.code == 1
+    assert error.data["error"] == "ValueError('delay_s is -1, it must be from 0 to 300')"
+    assert error.err.endswith("failed: ValueError('delay_s is -1, it must be from 0 to 300')\n")
+    status.refuses("job later has no result yet: it is deferred", code=1)
+    assert (abort.code, abort.data) == (0, {"id": "later", "aborted": True})
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_job_is_aborted_whether_it_waits_or_runs(cli: Cli, producer: ArqRedis) -> None:
+    runs = await enqueue_running(producer)
+    async with paused(producer, LOAD_TEST):
+        waits = await enqueue(producer, "light_io_task", 60)
+        running, early = await cli.each(f"job abort {runs}", f"job abort {waits} --timeout 0")
+        assert (running.code, running.out) == (0, f"job {runs} is aborted\n")
+        early.refuses(f"job {waits} is queued, and is aborted when a worker of its queue sees it", code=1)
+    waiting, result, status = await cli.each(
+        f"job abort {waits}", f"job result {runs}", f"job status {waits} --queue load_test --json"
+    )
+    assert (waiting.code, waiting.out) == (0, f"job {waits} is aborted\n")
+    result.refuses(f"job {runs} failed: CancelledError()", code=1)
+    assert status.code == 0
+    assert await producer.zcard(keys.ABORT) == 0
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> None:
+    failed = await enqueue(producer, "failure_task", 1, "once", _job_try=3)  # one more than it has
+    done = await enqueue(producer, "light_io_task", 0)
+    assert [answer.code for answer in await cli.each(*(f"job result {j} --timeout 9" for j in (failed, done)))] == [
+        1,
+        0,
+    ]
+    async with paused(producer, LOAD_TEST):
+        retried, document = await cli.each(f"job retry {failed}", f"job retry {done} --json")
+        assert (retried.code, retried.out) == (0, f"job {failed} is enqueued again in load_test\n")
+        assert (document.code, document.data) == (0, {"id": done, "queue": "load_test"})
+        status, twice = await cli.each(f"job status {failed} --json", f"job retry {failed}")
+        assert (status.data["status"], status.data["tries"], status.data["args"]) == ("queued", 0, [1, "once"])
+        twice.refuses(f"job {failed} is queued: only one that has ended can run again", code=1)
+    # It has all of its tries again, of which the second is the one that works.
+    assert (await Job(failed, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["job_try"] == 2
+    assert (await Job(done, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+
+
+# -- load ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("served")
+async def test_load_of_each_kind(cli: Cli, producer: ArqRedis) -> None:
+    io, cpu, memory, failure, text = await cli.each(
+        "load-test io -n 40 --json",
+        "load-test cpu -n 10 --rate 20 --json",
+        "load-test memory -n 5 --json",
+        "load-test failure -n 3 --json",
+        "load-test io -n 20 --wait",
+    )
+    for answer, kind, n in ((io, "io", 40), (cpu, "cpu", 10), (memory, "memory", 5), (failure, "failure", 3)):
+        assert (answer.code, answer.err) == (0, "")
+        report = answer.data
+        assert (report["kind"], report["jobs"], report["done"], report["missing"]) == (kind, n, n, 0)
+        assert (report["failed"], report["retries"]) == ((n, n) if kind == "failure" else (0, 0))
+        assert report["run_ms"]["p50"] <= report["run_ms"]["max"] <= report["total_ms"]["max"]
+    assert sum(io.data["replicas"].values()) == 40
+    assert "unknown" not in io.data["replicas"]
+    assert failure.data["wait_ms"] is None
+    assert cpu.data["total_ms"]["p50"] < cpu.data["jobs"] / cpu.data["jobs_per_s"] * 1000
+    assert (text.code, text.err) == (0, "")
+    assert "enqueue to finish" in text.out
+    assert "100%" in text.out
+
+
+@pytest.mark.usefixtures("served")
+async def test_load_that_does_not_end(cli: Cli, producer: ArqRedis) -> None:
+    async with paused(producer, LOAD_TEST):
+        sent, late = await cli.each("load-test io -n 3 --no-wait --json", "load-test io -n 2 --timeout 0.2 --json")
+        assert (sent.code, sent.data) == (0, {"kind": "io", "jobs": 3})
+        assert late.code == 1
+        assert (late.data["jobs"], late.data["done"], late.data["missing"]) == (2, 0, 2)
+        assert late.err == "2 of 2 jobs had not ended 0.2 s after the last was sent\n"
+        assert await producer.zcard(LOAD_TEST) == 5
+
+        process = await cli.start("load-test", "io", "-n", "4", "--json")
+        async with asyncio.timeout(20):
+            while await producer.zcard(LOAD_TEST) < 9:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            stopped = await ended(process)
+        assert (stopped.code, stopped.err) == (130, "")
+        assert (stopped.data["jobs"], stopped.data["missing"]) == (4, 4)
+        purge = await cli("queue purge load_test --yes")
+        assert purge.out == "9 jobs removed from load_test\n"
+
+
+@pytest.mark.usefixtures("served")
+async def test_load_that_fails(cli: Cli) -> None:
+    tmp = Path(cli.environment["WORKER_DATA_DIR"]) / "tmp"
+    tmp.mkdir(exist_ok=True)
+    aside = tmp.rename(tmp.with_name("aside"))
+    tmp.touch()
+    try:
+        answer = await cli("load-test io -n 2")
+    finally:
+        tmp.unlink()
+        aside.rename(tmp)
+    assert answer.code == 1
+    assert "2 of 2 jobs failed, the first with FileExistsError" in answer.err
