@@ -195,7 +195,7 @@ def _encode(
 
 def _move(frame: VideoFrame | AudioFrame, start_s: float, tick: Fraction) -> None:
     """Give a frame its time from the film's start, in ticks."""
-    if frame.pts is not None:
+    if frame.time is not None:
         frame.pts, frame.time_base = round((frame.time - start_s) / tick), tick
 
 
