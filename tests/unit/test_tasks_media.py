@@ -103,7 +103,7 @@ async def test_a_picture_is_turned_upright(data: Path) -> None:
 
 
 async def test_transparency_and_palettes_survive(data: Path) -> None:
-    Image.new("P", (80, 60), 3).save(data / "palette.png", transparency=3)
+    Image.new("RGBA", (80, 60), (255, 0, 0, 0)).quantize().save(data / "palette.png")
     await resize_images({}, ["palette.png"], sizes=[40])
     with Image.open(data / "resized" / "palette-40.png") as small:
         assert small.mode == "RGBA"
