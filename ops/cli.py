@@ -94,7 +94,7 @@ def scale(environment: Environment, options: argparse.Namespace) -> int:
         raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
     services = _services(environment)
     if service not in services:
-        there = ", ".join(name for name in services if name.startswith("worker"))
+        there = ", ".join(sorted(name for name in services if name.startswith("worker")))
         hint = " (a queue has a service of its own with compose/queues.yml in COMPOSE_FILE)" if options.queue else ""
         raise ConfigurationError(f"there is no service {service} in ENV={environment.name}, but: {there}{hint}")
     configuration.write(environment.local_file, variable, options.replicas)

@@ -22,7 +22,7 @@ from arq.jobs import Job, JobStatus
 from app.components.worker.runtime import keys
 from tests.conftest import ROOT, free_port
 
-SYSTEM, LOAD_TEST, MEDIA = "arq:queue:system", "arq:queue:load_test", "arq:queue:media"
+SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
 
 
 @dataclass(frozen=True, slots=True)
