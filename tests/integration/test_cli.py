@@ -136,7 +136,8 @@ async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None
 
 @pytest.fixture
 async def served(producer: ArqRedis, worker: None) -> None:
-    """Wait until the worker has both queues."""
+    """Wait until the worker has both queues; a test that failed may have left one paused."""
+    await producer.delete(keys.paused(LOAD_TEST))
 
     async def recorded() -> bool:
         return all([await producer.zcard(keys.replicas(queue)) for queue in (SYSTEM, LOAD_TEST)])
@@ -415,17 +416,17 @@ async def test_jobs_are_enqueued_and_waited_for(cli: Cli) -> None:
     assert (document.data["queue"], document.data["task"]) == ("load_test", "light_io_task")
     assert deferred.code == 0
 
-    result, error, status, abort = await cli.each(
+    result, error, status = await cli.each(
         f"job result {named} --timeout 10",
         f"job result {document.data['id']} --timeout 10 --json",
         "job result later",
-        "job abort later --json",
     )
     assert json.loads(result.out)["bytes"]
     assert error.code == 1
     assert error.data["error"] == "ValueError('delay_s is -1, it must be from 0 to 300')"
     assert error.err.endswith("failed: ValueError('delay_s is -1, it must be from 0 to 300')\n")
     status.refuses("job later has no result yet: it is deferred", code=1)
+    abort = await cli("job abort later --json")
     assert (abort.code, abort.data) == (0, {"id": "later", "aborted": True})
 
 
