@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from .secrets import ACL
 FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
 DEFAULT_PORT = 6379
+ENDS = (signal.SIGTERM, signal.SIGHUP)  #: Ctrl-C reaches the workers by itself
 
 
 def run(environment: Environment) -> int:
@@ -25,6 +27,8 @@ def run(environment: Environment) -> int:
         raise ConfigurationError(
             f"port {port} is taken: `make down`, or set REDIS_PORT in {environment.local_file.name}"
         )
+    for number in ENDS:
+        signal.signal(number, lambda *_: sys.exit(1))  # rather than at once, with the server left behind
     data = FOLDER / "redis"
     data.mkdir(parents=True, exist_ok=True)
     acl = environment.secrets / ACL
@@ -58,6 +62,8 @@ def server_binary() -> Path:
 
 def _workers(variables: dict[str, str]) -> int:
     workers = subprocess.Popen([sys.executable, "-m", "app", "worker"], cwd=ROOT, env=variables)
+    for number in ENDS:
+        signal.signal(number, lambda *_: workers.terminate())
     while True:
         try:
             return workers.wait()

@@ -85,7 +85,10 @@ def test_a_first_look(local: Local) -> None:
 
     local.start()
     assert local.cli("job", "status", "kept").returncode == 0
-    local.ctrl_c()
+    subprocess.run(["pkill", "-TERM", "-f", "^python3 -m ops .*local$", "-s", str(local.process.pid)], check=True)
+    assert local.process.wait(20) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", local.port)) != 0, "however it ends"
 
 
 def test_a_port_that_is_taken_is_one_line(local: Local) -> None:
