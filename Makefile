@@ -15,7 +15,7 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
-        local test lint lock docs
+        local test lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ test: $(VENV) ## All tests; those of the stack need the engine
 
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
+
+bench: $(VENV) ## Measure this worker beside stock arq (ARGS="--jobs 100000")
+	@$(PYTHON) -m benchmarks $(ARGS)
 
 lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lock.sh

@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError
 
 from app.cli.errors import Failure, explain_settings
 
-COMMANDS = ("worker", "health", "queue", "job", "task", "load-test")
+COMMANDS = ("worker", "health", "queue", "job", "dead", "task", "load-test")
 
 
 class Commands(typer.core.TyperGroup):

@@ -48,6 +48,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
             q["due"],
             q["deferred"],
             q["running"],
+            q["dead"],
             age(q["oldest_due_s"]),
             "no live replica" if q["queue"] in idle else "paused" if q["paused"] else "served",
         )
@@ -70,7 +71,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
     show(
         {"healthy": not idle, **data},
         json,
-        table(("queue", ">due", ">deferred", ">running", ">oldest due", "state"), queue_rows),
+        table(("queue", ">due", ">deferred", ">running", ">dead", ">oldest due", "state"), queue_rows),
         table(("queue", "replica", "state", ">seen", ">jobs", ">done", ">failed", ">retried", ">up"), replica_rows),
         f"{redis['server']} {redis['version']}: {size(redis['used_memory'])} of {limit}, {redis['policy']}, "
         f"answers in {redis['latency_ms']} ms",

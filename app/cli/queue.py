@@ -18,7 +18,7 @@ from app.components.worker.runtime import health, keys
 
 app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
 
-LOOKED_AT = 1000  #: running jobs are counted among this many at the head of a queue
+LOOKED_AT = 1000  #: jobs that began just now are counted among this many at the head of a queue
 SHOWN = 20
 PURGE_BATCH = 500
 
@@ -36,19 +36,23 @@ async def look(pool: ArqRedis, queue: str) -> dict[str, Any]:
     async with pool.pipeline(transaction=True) as pipe:
         pipe.zcard(name)
         pipe.zcount(name, "-inf", now)
-        pipe.zrange(name, 0, LOOKED_AT - 1, withscores=True)
+        pipe.zrangebyscore(name, "-inf", now, 0, LOOKED_AT, withscores=True)
+        pipe.zcount(keys.leases(name), now, "+inf")
+        pipe.zcard(keys.dead(name))
         pipe.exists(keys.paused(name))
-        depth, past, head, paused = await pipe.execute()
+        depth, past, head, leased, dead, paused = await pipe.execute()
+    # Once its lease is renewed, a running job stands behind those that are due.
     marks = await pool.mget([keys.IN_PROGRESS + job_id.decode() for job_id, _ in head]) if head else []
     waiting = [due for (_, due), mark in zip(head, marks, strict=True) if mark is None]
-    running = len(head) - len(waiting)
+    begun = len(head) - len(waiting)
     return {
         "queue": queue,
         "depth": depth,
-        "due": max(0, past - running),
-        "deferred": depth - past,
-        "running": running,
-        "oldest_due_s": (now - waiting[0]) / 1000 if waiting and waiting[0] <= now else None,
+        "due": past - begun,
+        "deferred": max(0, depth - past - leased),
+        "running": begun + leased,
+        "oldest_due_s": (now - waiting[0]) / 1000 if waiting else None,
+        "dead": dead,
         "paused": bool(paused),
     }
 
@@ -85,13 +89,14 @@ def ls(json: Json = False) -> None:
             q["due"],
             q["deferred"],
             q["running"],
+            q["dead"],
             age(q["oldest_due_s"]),
             "yes" if q["paused"] else "no",
             q["live_replicas"],
         )
         for q in data
     ]
-    columns = ("queue", ">depth", ">due", ">deferred", ">running", ">oldest due", "paused", ">replicas")
+    columns = ("queue", ">depth", ">due", ">deferred", ">running", ">dead", ">oldest due", "paused", ">replicas")
     notes = [f"{queue} cannot be loaded here: {reason}" for queue, reason in missing.items()]
     show(data, json, table(columns, rows), *notes)
 

@@ -102,6 +102,15 @@ class Settings(BaseSettings):
     WORKER_STOP_GRACE_SECONDS: PositiveInt = Field(
         45, description="seconds from SIGTERM until Docker kills; longer than the drain"
     )
+    WORKER_LEASE_SECONDS: PositiveInt = Field(
+        12, ge=3, description="seconds until other workers claim the jobs of one that died"
+    )
+    WORKER_BLOCKED_LOG_SECONDS: PositiveInt = Field(
+        2, description="seconds until an event loop that does not turn has its stack logged"
+    )
+    WORKER_BLOCKED_EXIT_SECONDS: PositiveInt = Field(
+        120, description="seconds until one ends its process, to be started anew"
+    )
     WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a replica")
     WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder that tasks read and write files in")
 

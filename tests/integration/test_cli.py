@@ -20,7 +20,7 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 
-from app.components.worker.runtime import keys
+from app.components.worker.runtime import dead, keys
 from tests.conftest import ROOT, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
@@ -78,7 +78,7 @@ async def ended(process: asyncio.subprocess.Process) -> Answer:
     out, err = await process.communicate()
     assert process.returncode is not None
     answer = Answer(process.returncode, out.decode(), err.decode())
-    assert "Traceback" not in answer.out + answer.err, answer.err
+    assert "Traceback" not in answer.err, answer.err
     return answer
 
 
@@ -330,6 +330,7 @@ async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, produce
         "due": 1,
         "deferred": 1,
         "running": 1,
+        "dead": 0,
         "oldest_due_s": None,
         "paused": True,
         "live_replicas": 1,
@@ -337,7 +338,7 @@ async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, produce
     }
     assert stands["system"]["depth"] == stands["media"]["live_replicas"] == 0
     (row,) = [line.split() for line in table.out.splitlines() if line.startswith("load_test")]
-    assert row[:5] == ["load_test", "3", "1", "1", "1"]
+    assert row[:6] == ["load_test", "3", "1", "1", "1", "0"]
     assert [(job["id"], job["state"], job["tries"]) for job in show.data["jobs"]] == [
         (runs, "running", 1),
         (due, "due", 0),
@@ -468,6 +469,44 @@ async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> 
     # It has all of its tries again, of which the second is the one that works.
     assert (await Job(failed, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["job_try"] == 2
     assert (await Job(done, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+
+
+@pytest.mark.usefixtures("served")
+async def test_dead_letters_are_looked_at_retried_and_discarded(cli: Cli, producer: ArqRedis) -> None:
+    await dead.discard(producer, LOAD_TEST, await dead.ids(producer, LOAD_TEST))
+    again = await enqueue(producer, "failure_task", 0, "again", _job_try=3)
+    always = await enqueue(producer, "failure_task", 0, "always")
+
+    async def died() -> bool:
+        return bool(await producer.zcard(keys.dead(LOAD_TEST)) == 2)
+
+    await eventually(died)
+    ls, table, letter, page, both, nobody = await cli.each(
+        "dead ls --json",
+        "dead ls --queue load_test",
+        f"dead show {always} --json",
+        f"dead show {always}",
+        f"dead retry {again} --all",
+        "dead discard nobody",
+    )
+    assert {answer.code for answer in (ls, table, letter, page)} == {0}
+    reasons = {found["id"]: (found["queue"], found["reason"], found["tries"]) for found in ls.data}
+    assert reasons == {again: ("load_test", "tries exhausted", 3), always: ("load_test", "failed", 2)}
+    assert "failure_task" in table.out
+    assert (letter.data[0]["args"], letter.data[0]["error"]) == ([0, "always"], "LoadTestError('always')")
+    assert "Traceback (most recent call last)" in page.out
+    both.refuses("name the jobs by their ids, or all of them by --all")
+    nobody.refuses("no dead letter nobody in load_test, media, system", code=1)
+
+    retried = await cli(f"dead retry {always} --json")
+    assert (retried.code, retried.data) == (0, {"retried": [always], "left": []})
+    await eventually(died)
+    (second,) = (await cli(f"dead show {always} --json")).data
+    assert second["tries"] == 2, "it had all of its tries again"
+    assert second["died_ms"] > letter.data[0]["died_ms"]
+    discarded = await cli("dead discard --all")
+    assert (discarded.code, discarded.out) == (0, "2 dead letters deleted\n")
+    assert (await cli("dead ls")).out == "no dead letters\n"
 
 
 # -- load ------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,55 @@ async def test_children_do_not_outlive_a_killed_parent(start: MakeService, redis
     assert await health.read(redis, SYSTEM) == []
 
 
+async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, redis: ArqRedis) -> None:
+    killed = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
+    jobs = await enqueue_slow(redis, 5, 4)
+    other = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
+    await eventually(other.healthy)
+    for pid in [killed.process.pid, *killed.children().values()]:
+        os.kill(pid, signal.SIGKILL)
+    died = monotonic()
+
+    async def start_again() -> bool:
+        tries = await redis.mget([keys.RETRY + job.job_id for job in jobs])
+        return tries == [b"2"] * 5
+
+    await eventually(start_again, within_s=8)
+    assert monotonic() - died < 3 + 1.5
+    assert [(await job.result(timeout=10, poll_delay=0.05))["seconds"] >= 4 for job in jobs] == [True] * 5
+
+
+async def test_a_job_that_outlives_the_pause_of_its_worker_ends_once(start: MakeService, redis: ArqRedis) -> None:
+    """SIGSTOP is what a paused virtual machine looks like: time goes on, and the worker does not know."""
+    paused = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
+    (job,) = await enqueue_slow(redis, 1, 1)
+    (pid,) = paused.children().values()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        other = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
+        result = await job.result(timeout=12, poll_delay=0.05)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    info = await job.result_info()
+    assert (info.success, info.job_try) == (True, 2)
+    await eventually(paused.healthy)
+    await asyncio.sleep(1.5)
+    assert (await job.result_info()).finish_time == info.finish_time, "the late end is fenced off"
+    assert result["replica"].endswith(f"-{other.process.pid}")
+
+
+async def test_a_pause_is_not_taken_for_a_blocked_loop(start: MakeService) -> None:
+    service = await start("--queue", "system", WORKER_BLOCKED_LOG_SECONDS="1", WORKER_BLOCKED_EXIT_SECONDS="2")
+    await eventually(service.healthy)
+    (pid,) = service.children().values()
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(3)
+    os.kill(pid, signal.SIGCONT)
+    await asyncio.sleep(1)
+    assert service.process.returncode is None
+    assert "has not turned" not in service.log.read_text()
+
+
 async def test_a_stuck_child_is_unhealthy(start: MakeService) -> None:
     service = await start()
     assert not service.healthy()

@@ -224,7 +224,7 @@ async def test_drain_lets_running_jobs_finish_and_takes_no_new_ones(redis: ArqRe
     jobs = [await enqueue(redis, "slow", 0.4) for _ in range(10)]
     worker = make_worker(job_completion_wait=5, max_jobs=10)
     task = asyncio.create_task(worker.async_run())
-    await running(worker, lambda: len(worker.job_tasks) == 10)
+    await running(worker, lambda: len(worker.tasks) == 10)
     late = await enqueue(redis, "echo", "late")
     worker.handle_sig(signal.SIGTERM)
     await task
@@ -240,7 +240,7 @@ async def test_what_does_not_finish_in_the_drain_goes_back_without_losing_a_try(
     for _ in range(4):  # more often than max_tries
         worker = make_worker(job_completion_wait=0.1, max_tries=2)
         task = asyncio.create_task(worker.async_run())
-        await running(worker, lambda: bool(worker.job_tasks))  # noqa: B023
+        await running(worker, lambda: bool(worker.tasks))  # noqa: B023
         worker.handle_sig(signal.SIGTERM)
         await task
         await worker.close()
@@ -252,7 +252,7 @@ async def test_a_second_signal_cancels_at_once(redis: ArqRedis, make_worker: Mak
     job = await enqueue(redis, "slow", 30)
     worker = make_worker(job_completion_wait=60)
     task = asyncio.create_task(worker.async_run())
-    await running(worker, lambda: bool(worker.job_tasks))
+    await running(worker, lambda: bool(worker.tasks))
     worker.handle_sig(signal.SIGTERM)
     worker.handle_sig(signal.SIGTERM)
     async with asyncio.timeout(2):
@@ -311,7 +311,7 @@ async def test_abort_ends_running_and_deferred_jobs(redis: ArqRedis, make_worker
     deferred = await enqueue(redis, "echo", 1, _defer_by=3600)
     worker = make_worker()
     task = asyncio.create_task(worker.async_run())
-    await running(worker, lambda: bool(worker.job_tasks))
+    await running(worker, lambda: bool(worker.tasks))
     assert await job.abort(timeout=3, poll_delay=0.02)
     assert await deferred.abort(timeout=3, poll_delay=0.02)
     worker.handle_sig(signal.SIGTERM)
@@ -422,17 +422,17 @@ async def test_redis_away_is_waited_for_and_results_are_stored_when_it_is_back(
     )
     job = await enqueue(redis, "slow", 0.2)
     task = asyncio.create_task(worker.async_run())
-    await running(worker, lambda: bool(worker.job_tasks and beats))
+    await running(worker, lambda: bool(worker.tasks and beats))
 
     relay.cut()
-    await running(worker, lambda: not worker.job_tasks)
+    await running(worker, lambda: not worker.tasks)
     await asyncio.sleep(1.2)
     last = len(beats)
     await asyncio.sleep(1.2)
     assert len(beats) == last  # no beat without Redis: the health check sees it
     assert await job.result_info() is None
     assert "Redis is unavailable" in caplog.text
-    assert "the result waits" in caplog.text
+    assert "1 ends wait" in caplog.text
 
     await relay.mend()
     assert await job.result(timeout=12, poll_delay=0.02) == "slept"

@@ -117,6 +117,7 @@ def test_redis_runs_as_configured(prod: Stack) -> None:
         "save": "900 1 300 10 60 10000",
         "maxmemory": str(512 << 20),
         "maxmemory-policy": "noeviction",
+        "notify-keyspace-events": "zK",
         "dir": "/data",
         "aclfile": "/run/secrets/redis_acl",
     }

@@ -24,8 +24,9 @@ def test_the_wait_doubles_up_to_its_limit_and_is_spread() -> None:
 def test_a_failure_is_tried_again_until_the_last_try() -> None:
     error = ValueError("x")
     assert isinstance(decide(error, 2, 3, BACKOFF), Again)
-    assert decide(error, 3, 3, BACKOFF) == Ended(False, error)
-    assert decide(error, 1, 3, None) == Ended(False, error)
+    assert decide(error, 3, 3, BACKOFF) == Ended(False, error, "failed")
+    assert decide(error, 1, 3, None) == Ended(False, error, "failed")
+    assert decide(TimeoutError(), 3, 3, BACKOFF).reason == "timeout"
 
 
 @pytest.mark.parametrize("error", [RetryJob(), asyncio.CancelledError()])
@@ -43,4 +44,4 @@ def test_arq_retry_says_when_and_is_bounded_like_the_rest() -> None:
 
 def test_retry_jobs_false_turns_it_all_off_as_in_arq() -> None:
     error = RetryJob()
-    assert decide(error, 1, 3, BACKOFF, retry_jobs=False) == Ended(False, error)
+    assert decide(error, 1, 3, BACKOFF, retry_jobs=False) == Ended(False, error, "failed")

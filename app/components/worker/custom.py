@@ -16,12 +16,19 @@ class CustomWorker(runtime.Worker):
 
     @classmethod
     def for_queue(cls, settings_class: type, **options: Any) -> Self:
-        """Make the worker of a queue from its ``WorkerSettings``, with the project's pool and back-off."""
+        """Make the worker of a queue from its ``WorkerSettings``, with the project's pool and settings."""
         given = {name: value for name, value in vars(settings_class).items() if not name.startswith("_")}
         given.pop("health_check_key")  # names this host's first process, for `arq --check`; ours is made of `replica`
-        backoff = runtime.Backoff(settings.WORKER_RETRY_BACKOFF_SECONDS, settings.WORKER_RETRY_BACKOFF_MAX_SECONDS)
-        pool = create_pool(queue_name=given["queue_name"])
-        return cls(**{"backoff": backoff, "redis_pool": pool, **given, **options})
+        ours: dict[str, Any] = {
+            "redis_pool": create_pool(queue_name=given["queue_name"]),
+            "backoff": runtime.Backoff(
+                settings.WORKER_RETRY_BACKOFF_SECONDS, settings.WORKER_RETRY_BACKOFF_MAX_SECONDS
+            ),
+            "lease": settings.WORKER_LEASE_SECONDS,
+            "blocked_log": settings.WORKER_BLOCKED_LOG_SECONDS,
+            "blocked_exit": settings.WORKER_BLOCKED_EXIT_SECONDS,
+        }
+        return cls(**ours | given | options)
 
     async def startup(self) -> None:
         """Open what tasks find in their ``ctx``."""

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import traceback
 from dataclasses import dataclass, field
+from enum import Enum
+from time import time
 from typing import Any
 
-from arq.jobs import Deserializer, deserialize_job_raw
-from arq.worker import JobExecutionFailed, Retry, RetryJob
+from arq.cron import CronJob
+from arq.jobs import DeserializationError, Deserializer, deserialize_job_raw
+from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
 from .retry import Backoff
+from .scripts import Claim
+
+#: A job with no timeout is taken for dead after so long when all workers that know better are gone.
+NO_TIMEOUT_S = 86_400
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A job that was claimed, as the claim script returns it."""
+class Cause(Enum):
+    """Why a running job is interrupted."""
 
-    job_id: str
-    due_ms: int
-    tries: int  #: this one included
-    aborted: bool  #: its abort was asked for before it started
-    payload: bytes | None  #: None where it has expired
+    TIMEOUT = "timeout"
+    ABORT = "abort"
+    STOP = "stop"
+    LOST = "lost"
 
 
 @dataclass(slots=True)
@@ -34,12 +41,43 @@ class Job:
     enqueued_ms: int = 0
 
 
+@dataclass(slots=True)
+class Run:
+    """A claim in this worker's hands, until its end is stored."""
+
+    claim: Claim
+    ends_by_ms: int
+    job: Job = field(default_factory=Job)
+    function: Function | CronJob | None = None
+    started_ms: int = 0
+    task: asyncio.Task[None] | None = None
+    interruptible: bool = True  #: until the job's own code has ended
+    settling: bool = False  #: its end is on its way to Redis
+    cause: Cause | None = None
+
+    def interrupt(self, cause: Cause) -> None:
+        """Cancel the job's code, if it still runs; the first cause stands."""
+        if self.interruptible and self.cause is None and self.task:
+            self.cause = cause
+            self.task.cancel()
+
+
+class Refusal(Exception):
+    """A job is not run: ``error`` becomes its result, ``reason`` stands in its dead letter."""
+
+    def __init__(self, reason: str, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.reason = reason
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job is over: its result, or the exception that ended it."""
+    """The job is over: its result, or the exception that ended it; ``reason`` is a dead letter's."""
 
     success: bool
     result: Any
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +89,14 @@ class Again:
 
 
 def read(claim: Claim, deserializer: Deserializer | None) -> Job:
-    """Decode a claim's payload. Raises ``JobExecutionFailed`` where it has expired, ``DeserializationError``."""
+    """Decode a claim's payload. Raises ``Refusal`` where it has expired or cannot be decoded."""
     if claim.payload is None:
-        raise JobExecutionFailed("job expired")
-    function, args, kwargs, first_try, enqueued_ms = deserialize_job_raw(claim.payload, deserializer=deserializer)
-    return Job(function, args, kwargs, max(claim.tries, first_try or 0), enqueued_ms)
-
-
-async def attempt(task: asyncio.Task[Any], timeout_s: float | None) -> Ended | BaseException:
-    """Wait for the task that runs a job; return its result, or what it raised."""
+        raise Refusal("expired", JobExecutionFailed("job expired"))
     try:
-        return Ended(True, await asyncio.wait_for(task, timeout_s))
-    except (Exception, asyncio.CancelledError) as error:
-        return error
+        function, args, kwargs, first_try, enqueued_ms = deserialize_job_raw(claim.payload, deserializer=deserializer)
+    except DeserializationError as error:
+        raise Refusal("undecodable", error) from error
+    return Job(function, args, kwargs, max(claim.tries, first_try or 0), enqueued_ms)
 
 
 def decide(
@@ -74,12 +107,27 @@ def decide(
     ``arq.Retry`` asks for another try at a time of its own; any other exception is tried again where the queue has
     a ``backoff``; cancellation that nobody asked for, and ``RetryJob``, at once. The last try's own error is kept.
     """
+    reason = "timeout" if isinstance(error, TimeoutError) else "failed"
     wanted = isinstance(error, Retry | RetryJob | asyncio.CancelledError)
     if not retry_jobs or not (wanted or backoff):
-        return Ended(False, error)
+        return Ended(False, error, reason)
     if tries >= max_tries:
         exhausted = JobExecutionFailed(f"max {max_tries} retries exceeded")
-        return Ended(False, exhausted if isinstance(error, Retry | RetryJob) else error)
+        return Ended(False, exhausted if isinstance(error, Retry | RetryJob) else error, reason)
     if isinstance(error, Retry):
         return Again((error.defer_score or 0) / 1000)
     return Again(0 if wanted or backoff is None else backoff.delay(tries))
+
+
+def dead_letter(job: Job, error: BaseException, reason: str) -> str:
+    """Return what is kept of a job's death beside its payload, as JSON."""
+    letter = {
+        "function": job.function,
+        "reason": reason,
+        "tries": job.tries,
+        "error": repr(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "enqueued_ms": job.enqueued_ms,
+        "died_ms": int(time() * 1000),
+    }
+    return json.dumps(letter)

@@ -11,7 +11,7 @@ from arq.constants import (
 QUEUE_PREFIX = "arq:queue:"
 ABORT = abort_jobs_ss  #: sorted set: ids of jobs to abort, by the time of the request
 JOB = job_key_prefix  #: + id, string: the payload
-IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs; ours hold the claim's token
+IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs; ours hold the token of the lease
 RESULT = result_key_prefix  #: + id, string: the result
 RETRY = retry_key_prefix  #: + id, integer: tries begun
 
@@ -34,3 +34,18 @@ def replicas(queue_name: str) -> str:
 def paused(queue_name: str) -> str:
     """String: exists while no worker may claim from the queue."""
     return f"worker:paused:{short_name(queue_name)}"
+
+
+def leases(queue_name: str) -> str:
+    """Sorted set: jobs whose lease was renewed at least once, by the time in ms at which it lapses."""
+    return f"worker:leases:{short_name(queue_name)}"
+
+
+def dead(queue_name: str) -> str:
+    """Sorted set: ids of the queue's dead letters, by the time in ms of death."""
+    return f"worker:dead:{short_name(queue_name)}"
+
+
+def dead_letter(queue_name: str, job_id: str) -> str:
+    """Hash: one dead letter."""
+    return f"{dead(queue_name)}:{job_id}"

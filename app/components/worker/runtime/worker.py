@@ -1,8 +1,8 @@
 """The worker: an ``arq.worker.Worker`` with a life of its own between start and stop.
 
-It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended:
-each step is one script in ``lua/``, so that it happens whole or not at all, and only for the worker whose token
-marks the job.
+It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended. Three
+things go on at a time: ``main`` claims jobs for the slots that are free, each job runs in a task of its own, and
+``Commits`` stores how they ended. ``Keeper`` renews the leases from a thread, ``Listener`` has Redis tell of new jobs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import socket
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from signal import Signals
 from time import monotonic, time
 from typing import Any
@@ -27,30 +26,32 @@ import arq.worker
 from arq.connections import create_pool
 from arq.constants import keep_cronjob_progress
 from arq.cron import CronJob
-from arq.jobs import SerializationError, serialize_result
+from arq.jobs import serialize_result
 from arq.utils import ms_to_datetime, timestamp_ms
 from arq.worker import Function, JobExecutionFailed
-from redis.commands.core import AsyncScript
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError
 
 from . import health, keys
+from .commits import Commits
 from .context import RunningJob, current_job
-from .execution import Again, Claim, Ended, Job, attempt, decide, read
+from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, Run, dead_letter, decide, read
+from .keeper import Keeper
 from .retry import Backoff
+from .scripts import RECONNECT, UNAVAILABLE, Claim, Scripts, Settlement, cancelled
+from .wake import Listener
 
 if not version("arq").startswith("0.28."):
     raise ImportError(f"this runtime is written against arq 0.28, not {version('arq')}: its internals differ")
 
 logger = logging.getLogger(__name__)
 
-#: What Redis answers, or does not, while it restarts, loads, fails over or is full: it passes, so we wait.
-UNAVAILABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
-RECONNECT = Backoff(base=0.5, limit=5)
-CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
-KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day
+PULSE_S = 0.5  #: between two looks at health and cron jobs
 BEAT_EVERY_S = 1.0
-
-_LUA = Path(__file__).with_name("lua")
+CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
+STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process ends without them
+IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
+BLOCKED_LOOK_S = 1.0  #: while jobs are due that run elsewhere: a worker may die before it first renews its lease
+CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
+OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
 
 
 class Worker(arq.worker.Worker):
@@ -59,6 +60,9 @@ class Worker(arq.worker.Worker):
     :param backoff: wait between the tries of a job that raises; None fails it at once, as arq does
     :param replica: this process's name among the queue's replicas; the host's name by default
     :param on_beat: called about once a second for as long as the loop turns and Redis answers
+    :param lease: seconds until the jobs of a worker that died are claimed by others
+    :param blocked_log: seconds until an event loop that does not turn has its stack logged
+    :param blocked_exit: seconds until one ends the process, with exit code 70
     """
 
     def __init__(
@@ -68,15 +72,26 @@ class Worker(arq.worker.Worker):
         backoff: Backoff | None = None,
         replica: str | None = None,
         on_beat: Callable[[], object] | None = None,
+        lease: float = 12,
+        blocked_log: float = 2,
+        blocked_exit: float = 120,
         **options: Any,
     ) -> None:
+        # None means no limit, but arq compares it with the functions' own.
+        if options.get("job_timeout", 0) is None:
+            options["job_timeout"] = NO_TIMEOUT_S
         super().__init__(functions, **options)
         self.backoff = backoff
         self.replica = replica or socket.gethostname()
         self.on_beat = on_beat
+        self.lease_s = lease
+        self.blocked_log_s = blocked_log
+        self.blocked_exit_s = blocked_exit
         self._token = uuid4().hex
-        self._scripts: dict[str, AsyncScript] = {}
-        self._wake = asyncio.Event()
+        self._runs: dict[str, Run] = {}  # claimed, and their end not stored yet
+        self._hooks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()  # for a look at the queue
+        self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
         self._stop_at: float | None = None
         self._last_beat = 0.0
@@ -105,31 +120,44 @@ class Worker(arq.worker.Worker):
                 expires_extra_ms=self.expires_extra_ms,
             )
         self.ctx |= {"redis": self.pool, "replica": self.replica}
-        self._scripts = {path.stem: self.pool.register_script(path.read_bytes()) for path in _LUA.glob("*.lua")}
         await self.startup()
+        self._scripts = self._make_scripts(self.pool)
+        self._commits = Commits(self._scripts)
+        database = self.pool.connection_pool.connection_kwargs.get("db", 0)
+        self._listener = Listener(
+            self.pool, self.queue_name, database, on_job=self._wake.set, on_abort=self._urgent.set
+        )
+        self._keeper = Keeper(
+            self.pool,
+            self._make_scripts,
+            jobs=self._leases,
+            lost=self._lose_from_thread,
+            lease_s=self.lease_s,
+            blocked_log_s=self.blocked_log_s,
+            blocked_exit_s=self.blocked_exit_s,
+        )
+        self._keeper.start()
+        pulse = asyncio.create_task(self._pulse())
         self._running = True
         logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
-        failures = 0
-        while not await self._is_over():
-            try:
-                await self._poll_iteration()
-            except UNAVAILABLE as error:
-                failures += 1
-                wait = RECONNECT.delay(failures)
-                logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait)
-                await asyncio.sleep(wait)
-                continue
-            failures = 0
-            await self._nap()
+        try:
+            await self._serve()
+        finally:
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
+
+    def _make_scripts(self, redis: Any) -> Scripts:
+        return Scripts(redis, self.queue_name, self._token, self.lease_s)
 
     async def close(self) -> None:
-        """Give back what still runs, leave the registry, run ``shutdown`` and close the pool."""
+        """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
         if self._pool is None:
             return
         try:
-            await self._give_back()
-            with contextlib.suppress(*UNAVAILABLE):
-                await health.forget(self.pool, self.queue_name, self.replica)
+            if self._running:
+                await self._give_back()
+                with contextlib.suppress(*UNAVAILABLE):
+                    await health.forget(self.pool, self.queue_name, self.replica)
         finally:
             await self.shutdown()
             await self.pool.aclose(close_connection_pool=True)
@@ -137,6 +165,24 @@ class Worker(arq.worker.Worker):
         if self._running:
             counts = (self.jobs_complete, self.jobs_failed, self.jobs_retried)
             logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
+
+    async def _give_back(self) -> None:
+        self._stop_at = self._stop_at or monotonic()
+        if self.tasks:
+            logger.warning("%d jobs go back to the queue: %s", len(self.tasks), ", ".join(self.tasks))
+            for job_id in self.tasks:
+                if run := self._runs.get(job_id):
+                    run.interrupt(Cause.STOP)
+            _, stuck = await asyncio.wait(set(self.tasks.values()), timeout=CANCEL_WAIT_S)
+            for task in stuck:
+                task.cancel()
+        if not await self._commits.flush(STORE_WAIT_S):
+            logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
+        await self._commits.close()
+        if self._hooks:
+            await asyncio.wait(self._hooks, timeout=CANCEL_WAIT_S)
+        await self._keeper.stop()
+        await self._listener.stop()
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once."""
@@ -155,85 +201,135 @@ class Worker(arq.worker.Worker):
 
     handle_sig_wait_for_completion = handle_sig
 
+    # -- claiming ------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        failures, away_since = 0, 0.0
+        while True:
+            try:
+                if await self._is_over():
+                    return
+                if failures:
+                    await self._return(monotonic() - away_since)
+                wait_s = await self._look()
+            except UNAVAILABLE as error:
+                away_since = away_since if failures else monotonic()
+                failures += 1
+                wait_s = RECONNECT.delay(failures)
+                logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
+                await asyncio.sleep(wait_s)
+                continue
+            failures = 0
+            await self._nap(wait_s)
+
+    async def _return(self, away_s: float) -> None:
+        """Renew our own leases before anything is claimed, and let others renew theirs."""
+        self._lose(await self._scripts.renew(self._leases()))
+        if away_s > self.lease_s / 2:
+            await asyncio.sleep(OTHERS_FIRST_S)
+
+    async def _look(self) -> float:
+        """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
+        free = self.max_jobs - len(self.tasks)
+        if self.burst and self.max_burst_jobs >= 0:
+            free = min(free, self.max_burst_jobs - self._jobs_started())
+        if not self.allow_pick_jobs or free <= 0:
+            return IDLE_LOOK_S  # a job's end wakes us
+        claims = await self._scripts.claim(free)
+        for claim in claims.jobs:
+            self._start(claim)
+        if len(claims.jobs) == free:
+            await self._listener.stop()  # there is more than we can take: no need to be told
+            return IDLE_LOOK_S
+        if self._listener.worth_starting and not self.burst:
+            await self._listener.start()
+            return 0  # for what was enqueued meanwhile
+        wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
+        if claims.blocked:
+            wait_s = min(wait_s, BLOCKED_LOOK_S)
+        if claims.look_again_ms is not None:
+            wait_s = min(wait_s, max(0.0, (claims.look_again_ms - timestamp_ms()) / 1000))
+        return wait_s
+
+    async def _nap(self, wait_s: float) -> None:
+        """Wait until the next look; a job's end, a new job or a signal cuts it short."""
+        if self._stop_at is not None:
+            wait_s = max(0, min(wait_s, self._stop_at - monotonic()))
+        if not self._wake.is_set():
+            timer = self.loop.call_later(wait_s, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        else:
+            await asyncio.sleep(0)  # jobs that can end now do, and their slots are claimed for together
+        self._wake.clear()
+
     async def _is_over(self) -> bool:
         if self._stop_at is not None:
             return not self.tasks or monotonic() >= self._stop_at
-        if not self.burst or self.tasks:
+        if not self.burst or self.tasks or self._commits.pending:
             return False
         if 0 <= self.max_burst_jobs <= self._jobs_started():
             return True
         return not await self.pool.zcount(self.queue_name, "-inf", timestamp_ms())
 
-    async def _nap(self) -> None:
-        """Sleep until the next poll; a job's end or a signal cuts it short."""
-        wait = self.poll_delay_s
-        if self._stop_at is not None:
-            wait = max(0, min(wait, self._stop_at - monotonic()))
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), wait)
-        self._wake.clear()
-
-    async def _give_back(self) -> None:
-        self._stop_at = self._stop_at or monotonic()
-        running = set(self.tasks.values())
-        if not running:
+    def _start(self, claim: Claim) -> None:
+        timeout_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S
+        run = Run(claim, timestamp_ms() + int(timeout_s * 1000))
+        self._runs[claim.job_id] = run
+        if not self.allow_pick_jobs:  # a signal came while the claim was on its way
+            self._settle_back(run, Again(counts=False))
             return
-        logger.warning("%d jobs go back to the queue: %s", len(running), ", ".join(self.tasks))
-        for task in self.job_tasks.values():
-            task.cancel()
-        _, stuck = await asyncio.wait(running, timeout=CANCEL_WAIT_S)
-        for task in stuck:
-            task.cancel()
+        run.task = self.tasks[claim.job_id] = self.loop.create_task(self._carry(run))
+        run.task.add_done_callback(partial(self._ended, run))
 
-    # -- one turn of the loop ------------------------------------------------------------------------------------
-
-    async def _poll_iteration(self) -> None:
-        await self._claim()
-        if self.allow_abort_jobs and self.job_tasks:
-            await self._cancel_aborted_jobs()
-        await self.heart_beat()
-        if self.on_beat and monotonic() - self._last_beat >= BEAT_EVERY_S:
-            self.on_beat()
-            self._last_beat = monotonic()
-
-    async def _claim(self) -> None:
-        free = self.max_jobs - len(self.tasks)
-        if self.burst and self.max_burst_jobs >= 0:
-            free = min(free, self.max_burst_jobs - self._jobs_started())
-        if not self.allow_pick_jobs or free <= 0:
-            return
-        claimed = await self._scripts["claim"](
-            keys=[self.queue_name, keys.paused(self.queue_name), keys.ABORT],
-            args=[
-                timestamp_ms(),
-                free,
-                self._token,
-                int(self.in_progress_timeout_s * 1000),
-                KEEP_TRIES_S,
-                keys.IN_PROGRESS,
-                keys.JOB,
-                keys.RETRY,
-            ],
-        )
-        for job_id, due, tries, aborted, *payload in claimed:
-            claim = Claim(job_id.decode(), int(float(due)), tries, bool(aborted), payload[0] if payload else None)
-            task = self.loop.create_task(self._run(claim))
-            self.tasks[claim.job_id] = task
-            task.add_done_callback(partial(self._ended, claim.job_id))
-
-    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
-        del self.tasks[job_id]
+    def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
+        if self.tasks.get(run.claim.job_id) is task:
+            del self.tasks[run.claim.job_id]
         self._wake.set()
-        if not task.cancelled() and (error := task.exception()):
-            logger.critical("job %s ended outside its bounds", job_id, exc_info=error)
+        if task.cancelled():
+            logger.error("job %s did not end in time: its lease will lapse", run.claim.job_id)
+        elif error := task.exception():
+            logger.critical("job %s ended outside its bounds", run.claim.job_id, exc_info=error)
 
-    async def _cancel_aborted_jobs(self) -> None:
+    # -- leases, aborts, health ----------------------------------------------------------------------------------
+
+    def _leases(self) -> list[tuple[str, int]]:
+        """Jobs whose leases are to be renewed; one that should have ended long ago is left to others."""
+        now_ms, runs = timestamp_ms(), list(self._runs.values())
+        return [(run.claim.job_id, run.ends_by_ms) for run in runs if run.settling or run.ends_by_ms > now_ms]
+
+    def _lose_from_thread(self, job_ids: list[str]) -> None:
+        self.loop.call_soon_threadsafe(self._lose, job_ids)
+
+    def _lose(self, job_ids: list[str]) -> None:
+        for job_id in job_ids:
+            if run := self._runs.get(job_id):
+                logger.warning("the lease of job %s is lost: another worker has it", job_id)
+                run.interrupt(Cause.LOST)
+
+    async def _interrupt_aborted(self) -> None:
         asked = {job_id.decode() for job_id in await self.pool.zrange(keys.ABORT, 0, -1)}
-        if ours := asked & self.job_tasks.keys():
-            self.aborting_tasks |= ours
+        if ours := asked & self.tasks.keys():
             for job_id in ours:
-                self.job_tasks[job_id].cancel()
+                if run := self._runs.get(job_id):
+                    run.interrupt(Cause.ABORT)
             await self.pool.zrem(keys.ABORT, *ours)
+
+    async def _pulse(self) -> None:
+        while not cancelled():
+            try:
+                await self.heart_beat()
+                if self.on_beat and monotonic() - self._last_beat >= BEAT_EVERY_S:
+                    await self.pool.ping()
+                    self.on_beat()
+                    self._last_beat = monotonic()
+                if self.allow_abort_jobs and self.tasks:
+                    await self._interrupt_aborted()
+            except UNAVAILABLE:
+                pass  # the main loop says so
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), PULSE_S)
+            self._urgent.clear()
 
     async def record_health(self) -> None:
         """Write this replica's record, every ``health_check_interval`` seconds and when a drain begins."""
@@ -266,20 +362,20 @@ class Worker(arq.worker.Worker):
 
     # -- one job -------------------------------------------------------------------------------------------------
 
-    async def _run(self, claim: Claim) -> None:
+    async def _carry(self, run: Run) -> None:
         """Carry a claimed job to its end, or back to its queue."""
-        started_ms = timestamp_ms()
-        job = Job(tries=claim.tries)
+        claim = run.claim
+        run.started_ms = timestamp_ms()
         try:
-            job = read(claim, self.job_deserializer)
-            function = self._function_for(job, claim)
-        except (JobExecutionFailed, SerializationError, asyncio.CancelledError) as refusal:
-            self._set_context(claim, job)
-            logger.warning("not run: %s", refusal or "aborted before it started")
-            await self._finish(claim, job, Ended(False, refusal), started_ms, None)
+            run.job = job = read(claim, self.job_deserializer)
+            function = self._function_for(run)
+        except Refusal as refusal:
+            self._set_context(run)
+            logger.warning("not run: %s", refusal)
+            self._settle_end(run, Ended(False, refusal.error, refusal.reason))
             return
 
-        self._set_context(claim, job)
+        self._set_context(run)
         ctx = {
             **self.ctx,
             "job_id": claim.job_id,
@@ -287,54 +383,70 @@ class Worker(arq.worker.Worker):
             "enqueue_time": ms_to_datetime(job.enqueued_ms),
             "score": claim.due_ms,
         }
-        await self._call_hook("on_job_start", ctx)
-        started_ms = timestamp_ms()
-        logger.info("started, %.3fs after it was due", (started_ms - claim.due_ms) / 1000)
-        outcome = await self._try(claim, job, function, ctx)
-        await self._call_hook("on_job_end", ctx)
+        outcome = await self._try(run, function, ctx)
+        if outcome is None:
+            self._forget(run)
+            return
+        if self.on_job_end:
+            await self._call_hook("on_job_end", ctx)
+        after = partial(self._call_hook, "after_job_end", ctx) if self.after_job_end else None
         if isinstance(outcome, Ended):
-            await self._finish(claim, job, outcome, started_ms, function)
+            self._settle_end(run, outcome, after)
         else:
-            await self._release(claim, outcome, (timestamp_ms() - started_ms) / 1000)
-        await self._call_hook("after_job_end", ctx)
+            self._settle_back(run, outcome, after)
 
-    def _function_for(self, job: Job, claim: Claim) -> Function | CronJob:
-        if claim.aborted:
-            raise asyncio.CancelledError
-        if job.function not in self.functions:
-            raise JobExecutionFailed(f"function {job.function!r} not found")
-        function = self.functions[job.function]
-        if job.tries > self._max_tries(function):
-            raise JobExecutionFailed(f"max {self._max_tries(function)} retries exceeded")
+    def _function_for(self, run: Run) -> Function | CronJob:
+        """Return what the job is to run. Raises ``Refusal`` where it may not."""
+        job, abort_ms = run.job, run.claim.abort_ms
+        # An older request was for a job that had this id before.
+        if abort_ms is not None and abort_ms >= job.enqueued_ms:
+            raise Refusal("aborted", asyncio.CancelledError())
+        run.function = function = self.functions.get(job.function)
+        if function is None:
+            raise Refusal("unknown function", JobExecutionFailed(f"function {job.function!r} not found"))
+        most = self._max_tries(function)
+        if job.tries > most:
+            raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
         return function
 
-    async def _try(self, claim: Claim, job: Job, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again:
+    async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again | None:
+        """Run the job's code; return what is to become of it, None where that is no longer ours to say."""
+        job = run.job
         timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
-        task = self.loop.create_task(function.coroutine(ctx, *job.args, **job.kwargs))
-        self.job_tasks[claim.job_id] = task
+        timer = None
         try:
-            outcome = await attempt(task, timeout_s)
+            if self.on_job_start:
+                await self._call_hook("on_job_start", ctx)
+                run.started_ms = timestamp_ms()
+            logger.info("started, %.3fs after it was due", (run.started_ms - run.claim.due_ms) / 1000)
+            timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
+            result = await function.coroutine(ctx, *job.args, **job.kwargs)
+            return Ended(True, result)
+        except (Exception, asyncio.CancelledError) as raised:
+            error: BaseException = raised
         finally:
-            del self.job_tasks[claim.job_id]
-        if isinstance(outcome, Ended):
-            return outcome
-        if isinstance(outcome, asyncio.CancelledError):
-            if claim.job_id in self.aborting_tasks:
-                self.aborting_tasks.remove(claim.job_id)
-                return Ended(False, outcome)
-            if self._stop_at is not None:
+            run.interruptible = False
+            if timer:
+                timer.cancel()
+        if run.cause and run.task:  # whatever was raised came of our interruption
+            run.task.uncancel()
+            if run.cause is Cause.LOST:
+                return None
+            if run.cause is Cause.STOP:
                 return Again(counts=False)
-        decision = decide(outcome, job.tries, self._max_tries(function), self.backoff, retry_jobs=self.retry_jobs)
+            if run.cause is Cause.ABORT:
+                return Ended(False, asyncio.CancelledError(), "aborted")
+            error = TimeoutError(f"not done in {timeout_s:g}s")
+        decision = decide(error, job.tries, self._max_tries(function), self.backoff, retry_jobs=self.retry_jobs)
         if isinstance(decision, Again):
-            logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, outcome)
+            logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, error)
         else:
-            logger.error("failed: %r", outcome, exc_info=outcome)
+            logger.error("failed: %r", error, exc_info=error)
         return decision
 
-    async def _finish(
-        self, claim: Claim, job: Job, end: Ended, started_ms: int, function: Function | CronJob | None
-    ) -> None:
+    def _settle_end(self, run: Run, end: Ended, after: Callable[[], Any] | None = None) -> None:
         finished_ms = timestamp_ms()
+        job, function = run.job, run.function
         keep_s, forever = self.keep_result_s, self.keep_result_forever
         if function is not None:
             keep_s = function.keep_result_s if function.keep_result_s is not None else keep_s
@@ -349,73 +461,64 @@ class Worker(arq.worker.Worker):
                 job.enqueued_ms,
                 end.success,
                 end.result,
-                started_ms,
+                run.started_ms,
                 finished_ms,
-                f"{claim.job_id}:{job.function}",
+                f"{run.claim.job_id}:{job.function}",
                 self.queue_name,
-                claim.job_id,
+                run.claim.job_id,
                 serializer=self.job_serializer,
             )
-        stored = await self._until_taken(
-            self._scripts["finish"],
-            keys=[
-                self.queue_name,
-                keys.JOB + claim.job_id,
-                keys.IN_PROGRESS + claim.job_id,
-                keys.RETRY + claim.job_id,
-                keys.RESULT + claim.job_id,
-                keys.ABORT,
-            ],
-            args=[
-                claim.job_id,
-                self._token,
-                result or b"",
-                0 if forever else int(keep_s * 1000),
-                int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0,
-            ],
-        )
-        if not stored:
-            logger.warning("the claim was lost: another worker has the job, its result stands")
-        elif end.success:
+        if end.success:
             self.jobs_complete += 1
-            logger.info("done in %.3fs", (finished_ms - started_ms) / 1000)
+            logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
+        kind: str = "end"
+        last: int | str = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
+        if end.reason not in (None, "aborted"):
+            kind, last = "dead", dead_letter(job, end.result, str(end.reason))
+        keep_ms = 0 if forever else int(keep_s * 1000)
+        self._settle(run, Settlement(run.claim.job_id, kind, result or b"", keep_ms, last), after)
 
-    async def _release(self, claim: Claim, again: Again, ran_s: float) -> None:
-        due = timestamp_ms() + int(again.wait_s * 1000) if again.counts else ""
-        await self._until_taken(
-            self._scripts["release"],
-            keys=[self.queue_name, keys.IN_PROGRESS + claim.job_id, keys.RETRY + claim.job_id],
-            args=[claim.job_id, self._token, due, int(again.counts)],
-        )
+    def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
+        due_ms = timestamp_ms() + int(again.wait_s * 1000) if again.counts else run.claim.due_ms
         self.jobs_retried += 1
         if not again.counts:
-            logger.info("given back after %.3fs, its try does not count", ran_s)
+            logger.info("given back, its try does not count")
+        self._settle(run, Settlement(run.claim.job_id, "back", due_ms, int(again.counts), ""), after)
 
-    async def _until_taken(self, script: AsyncScript, *, keys: list[str], args: list[Any]) -> bool:
-        """Run a script that ends a claim until Redis has taken it; return whether the claim was still ours."""
-        failures = 0
-        while True:
-            try:
-                return bool(await script(keys=keys, args=args))
-            except UNAVAILABLE as error:
-                failures += 1
-                logger.warning("Redis is unavailable (%s), the result waits", error or type(error).__name__)
-                await asyncio.sleep(RECONNECT.delay(failures) + random.random() / 10)
+    def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None) -> None:
+        run.settling = True
+        context = copy_context() if after else None
+
+        def settled(ours: bool) -> None:
+            self._forget(run)
+            if self.burst:
+                self._wake.set()
+            if not ours:
+                logger.warning("the lease of job %s was lost before its end was stored", run.claim.job_id)
+            elif after:
+                task = self.loop.create_task(after(), context=context)
+                self._hooks.add(task)
+                task.add_done_callback(self._hooks.discard)
+
+        self._commits.add(settlement, settled)
+
+    def _forget(self, run: Run) -> None:
+        # By now the job may be ours once more: given back, and claimed before the reply came.
+        if self._runs.get(run.claim.job_id) is run:
+            del self._runs[run.claim.job_id]
 
     def _max_tries(self, function: Function | CronJob) -> int:
         return self.max_tries if function.max_tries is None else function.max_tries
 
-    def _set_context(self, claim: Claim, job: Job) -> None:
-        current_job.set(RunningJob(claim.job_id, keys.short_name(self.queue_name), job.function, job.tries))
+    def _set_context(self, run: Run) -> None:
+        short = keys.short_name(self.queue_name)
+        current_job.set(RunningJob(run.claim.job_id, short, run.job.function, run.job.tries))
 
     async def _call_hook(self, name: str, ctx: dict[Any, Any]) -> None:
         """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""
-        hook = getattr(self, name)
-        if hook is None:
-            return
         try:
-            await hook(ctx)
+            await getattr(self, name)(ctx)
         except Exception:
             logger.exception("%s raised", name)

@@ -1,0 +1,87 @@
+"""Group commit: ends of jobs that come about while one batch is on its way to Redis make the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from .scripts import RECONNECT, UNAVAILABLE, Scripts, Settlement, cancelled
+
+logger = logging.getLogger(__name__)
+
+MOST_JOBS = 500  #: a batch: Redis does nothing else meanwhile
+MOST_BYTES = 4 << 20
+
+Settled = Callable[[bool], None]
+
+
+class Commits:
+    """Sends settlements in order, again and again until Redis has taken them; ``settled`` tells if the lease held."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._waiting: list[tuple[Settlement, Settled]] = []
+        self._more = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.create_task(self._run())
+
+    def add(self, settlement: Settlement, settled: Settled) -> None:
+        self._waiting.append((settlement, settled))
+        self._idle.clear()
+        self._more.set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something has not been taken yet."""
+        return not self._idle.is_set()
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until all is taken, or for so long; return whether it is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._more.wait()
+            while batch := self._take():
+                taken = await self._until_taken([settlement for settlement, _ in batch])
+                for (_, settled), ours in zip(batch, taken, strict=True):
+                    settled(ours)
+            self._more.clear()
+            self._idle.set()
+
+    def _take(self) -> list[tuple[Settlement, Settled]]:
+        count = size = 0
+        while count < min(MOST_JOBS, len(self._waiting)) and size < MOST_BYTES:
+            data = self._waiting[count][0].data
+            size += len(data) if isinstance(data, bytes) else 0
+            count += 1
+        batch = self._waiting[:count]
+        del self._waiting[:count]
+        return batch
+
+    async def _until_taken(self, batch: list[Settlement]) -> list[bool]:
+        failures = 0
+        while True:
+            try:
+                settled = await self._scripts.settle(batch)
+            except UNAVAILABLE as error:
+                if cancelled():
+                    raise asyncio.CancelledError from error
+                failures += 1
+                logger.warning("Redis is unavailable (%s), %d ends wait", error or type(error).__name__, len(batch))
+                await asyncio.sleep(RECONNECT.delay(failures) + random.random() / 10)
+            else:
+                # A batch that was sent again may have been taken the first time, and only the reply was lost.
+                return [bool(ours) or failures > 0 for ours in settled]

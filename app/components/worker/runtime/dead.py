@@ -1,0 +1,71 @@
+"""Dead letters: jobs that ended without a success, each with its payload, error, traceback, tries and reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arq.constants import expires_extra_ms
+from arq.utils import timestamp_ms
+from redis.asyncio import Redis
+
+from . import keys
+
+BATCH = 500
+_REVIVE = Path(__file__).with_name("lua").joinpath("revive.lua")
+
+
+async def ids(redis: Redis, queue_name: str, most: int = -1) -> list[str]:
+    """Return the ids of a queue's dead letters, the latest first."""
+    last = most - 1 if most > 0 else -1
+    return [job_id.decode() for job_id in await redis.zrevrange(keys.dead(queue_name), 0, last)]
+
+
+async def read(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the letters of these ids, less those that are gone: ``id``, ``payload`` as bytes, and what
+    ``execution.dead_letter`` has written."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hmget(keys.dead_letter(queue_name, job_id), ["letter", "payload"])
+        found = await pipe.execute()
+    return [
+        {"id": job_id, **json.loads(letter), "payload": payload}
+        for job_id, (letter, payload) in zip(job_ids, found, strict=True)
+        if letter is not None
+    ]
+
+
+async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[str]:
+    """Queue jobs again, with all their tries; return the ids of those that could be.
+
+    Left out are those whose payload had expired, and those whose id is in use again.
+    """
+    script = redis.register_script(_REVIVE.read_bytes())
+    revived: list[str] = []
+    for first in range(0, len(job_ids), BATCH):
+        done = await script(
+            keys=[queue_name, keys.dead(queue_name)],
+            args=[
+                timestamp_ms(),
+                expires_extra_ms,
+                keys.JOB,
+                keys.RETRY,
+                keys.RESULT,
+                *job_ids[first : first + BATCH],
+            ],
+        )
+        revived += [job_id.decode() for job_id in done]
+    return revived
+
+
+async def discard(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> int:
+    """Delete letters; return how many there were."""
+    if not job_ids:
+        return 0
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zrem(keys.dead(queue_name), *job_ids)
+        pipe.unlink(*(keys.dead_letter(queue_name, job_id) for job_id in job_ids))
+        removed, _ = await pipe.execute()
+    return int(removed)

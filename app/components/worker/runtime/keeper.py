@@ -1,0 +1,120 @@
+"""A thread that renews leases and watches the event loop, so that a blocked loop neither loses its jobs nor goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from time import monotonic
+
+from redis.asyncio import ConnectionPool, Redis
+
+from .scripts import UNAVAILABLE, Scripts
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+RETRY_S = 0.5
+RENEWALS_PER_LEASE = 3
+BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
+
+
+class Keeper:
+    """Runs from ``start()`` to ``stop()``, with an event loop and a connection of its own.
+
+    :param redis: whose connection is to be had a second time
+    :param scripts: makes the scripts for that second connection
+    :param jobs: the jobs to keep, each with the time in ms by which it has ended for certain; called in the thread
+    :param lost: told of jobs whose lease is somebody else's now; called in the thread
+    :param blocked_log_s: a loop that does not turn for so long has its stack logged
+    :param blocked_exit_s: one that does not turn for so long ends the process
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        scripts: Callable[[Redis], Scripts],
+        *,
+        jobs: Callable[[], Iterable[tuple[str, int]]],
+        lost: Callable[[list[str]], None],
+        lease_s: float,
+        blocked_log_s: float,
+        blocked_exit_s: float,
+    ) -> None:
+        source = redis.connection_pool
+        self._pool = ConnectionPool(connection_class=source.connection_class, **source.connection_kwargs)
+        self._scripts = scripts(Redis(connection_pool=self._pool))
+        self._jobs = jobs
+        self._lost = lost
+        self._every_s = lease_s / RENEWALS_PER_LEASE
+        self._log_s = blocked_log_s
+        self._exit_s = blocked_exit_s
+        self._loop = asyncio.get_running_loop()
+        self._watched = threading.get_ident()
+        self._turned, self._ticks, self._logged = True, 0, False
+        self._turn: asyncio.TimerHandle | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="keeper", daemon=True)
+
+    def start(self) -> None:
+        self._beat()
+        self._thread.start()
+        self._ready.wait()
+
+    async def stop(self) -> None:
+        if self._thread.is_alive():
+            self._own_loop.call_soon_threadsafe(self._stopping.set)
+            await asyncio.to_thread(self._thread.join)
+        if self._turn:
+            self._turn.cancel()
+
+    def _beat(self) -> None:
+        self._turned = True
+        self._turn = self._loop.call_later(TICK_S, self._beat)
+
+    async def _run(self) -> None:
+        self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        due = monotonic() + self._every_s
+        while not self._stopping.is_set() and not self._loop.is_closed():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK_S)
+            now = monotonic()
+            self._watch()
+            if now >= due:
+                due = now + (self._every_s if await self._renew() else RETRY_S)
+        await self._pool.aclose()
+
+    async def _renew(self) -> bool:
+        try:
+            lost = await self._scripts.renew(self._jobs())
+        except UNAVAILABLE as error:
+            logger.warning("leases cannot be renewed: %s", error or type(error).__name__)
+            return False
+        if lost:
+            self._lost(lost)
+        return True
+
+    def _watch(self) -> None:
+        """Called every tick. Ticks are counted, not time: while the whole process stands still, none goes by."""
+        if self._turned or not self._loop.is_running():  # one that has ended is not blocked
+            self._turned, self._ticks, self._logged = False, 0, False
+            return
+        self._ticks += 1
+        blocked_s = self._ticks * TICK_S
+        if blocked_s < self._log_s:
+            return
+        if not self._logged or blocked_s >= self._exit_s:
+            frame = sys._current_frames().get(self._watched)
+            stack = "".join(traceback.format_stack(frame)) if frame else ""
+            logger.error("the event loop has not turned for %.1fs; it is in\n%s", blocked_s, stack)
+            self._logged = True
+        if blocked_s >= self._exit_s:
+            logger.critical("ending the process: blocked for %.1fs, the limit is %.1fs", blocked_s, self._exit_s)
+            logging.shutdown()
+            os._exit(BLOCKED_EXIT_CODE)

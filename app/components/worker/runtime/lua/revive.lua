@@ -1,0 +1,30 @@
+--[[
+  Put dead letters back into their queue, as jobs that are due now and have all their tries again.
+
+  KEYS[1]  queue, sorted set
+  KEYS[2]  dead letters, sorted set: ids by time of death
+
+  ARGV[1]  now, ms since the epoch
+  ARGV[2]  ms to keep the payload
+  ARGV[3]  prefix of payload keys
+  ARGV[4]  prefix of keys that count tries
+  ARGV[5]  prefix of result keys
+  and the ids
+
+  Returns the ids that are queued now; left out are those whose payload is gone, or whose id is in use again.
+]]
+local queue, dead = KEYS[1], KEYS[2]
+local revived = {}
+
+for n = 6, #ARGV do
+  local id = ARGV[n]
+  local payload = redis.call('HGET', dead .. ':' .. id, 'payload')
+  if payload and payload ~= '' and redis.call('EXISTS', ARGV[3] .. id) == 0 then
+    redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
+    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id, dead .. ':' .. id)
+    redis.call('ZREM', dead, id)
+    redis.call('ZADD', queue, ARGV[1], id)
+    revived[#revived + 1] = id
+  end
+end
+return revived

@@ -1,0 +1,381 @@
+"""What the runtime adds to arq: wake-up, leases, fencing, dead letters, a watchdog; with stock producers throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from time import monotonic, perf_counter
+from typing import Any
+
+import pytest
+from arq import func
+from arq.connections import ArqRedis, RedisSettings
+from arq.jobs import Job, JobStatus, serialize_job
+from arq.worker import JobExecutionFailed
+from redis.exceptions import OutOfMemoryError
+
+from app.components.worker.runtime import Backoff, Worker, dead, keys
+from tests.conftest import ROOT
+
+QUEUE = "arq:queue:test"
+
+
+async def echo(ctx: dict[Any, Any], value: object = None) -> object:
+    return value
+
+
+async def now(ctx: dict[Any, Any]) -> float:
+    return time.time()
+
+
+async def slow(ctx: dict[Any, Any], seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+async def counted(ctx: dict[Any, Any], seconds: float) -> int:
+    count = await ctx["redis"].incr(f"runs:{ctx['job_id']}")
+    await asyncio.sleep(seconds)
+    return int(count)
+
+
+async def blocks(ctx: dict[Any, Any], seconds: float) -> int:
+    count = await ctx["redis"].incr(f"runs:{ctx['job_id']}")
+    time.sleep(seconds)  # noqa: ASYNC251 - what a task must not do
+    return int(count)
+
+
+async def fails(ctx: dict[Any, Any]) -> None:
+    raise KeyError("the original error")
+
+
+MakeWorker = Callable[..., Any]
+
+
+@pytest.fixture
+async def serve(redis: ArqRedis, redis_server: RedisSettings) -> AsyncIterator[MakeWorker]:
+    """Starts workers that serve until the test ends."""
+    started: list[tuple[Worker, asyncio.Task[None]]] = []
+
+    async def start(**options: Any) -> Worker:
+        given: dict[str, Any] = {
+            "functions": [echo, now, slow, counted, blocks, fails],
+            "queue_name": QUEUE,
+            "redis_settings": redis_server,
+            "replica": f"r{len(started)}",
+            "poll_delay": 60,
+            "handle_signals": False,
+            "allow_abort_jobs": True,
+            "health_check_interval": 0.2,
+        }
+        worker = Worker(**(given | options))
+        task = asyncio.create_task(worker.async_run())
+        started.append((worker, task))
+        await eventually(lambda: worker._running and (worker._listener.proved or worker.burst))
+        return worker
+
+    yield start
+    for worker, task in started:
+        worker.handle_sig(signal.SIGTERM)
+        await asyncio.gather(task, return_exceptions=True)
+        await worker.close()
+
+
+async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None:
+    deadline = monotonic() + within_s
+    while True:
+        value = condition()
+        if await value if asyncio.iscoroutine(value) else value:
+            return
+        assert monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.01)
+
+
+async def enqueue(redis: ArqRedis, name: str, *args: Any, **options: Any) -> Job:
+    job = await redis.enqueue_job(name, *args, _queue_name=QUEUE, **options)
+    assert job is not None
+    return job
+
+
+async def result(job: Job, within_s: float = 10) -> Any:
+    return await job.result(timeout=within_s, poll_delay=0.01)
+
+
+# -- wake-up -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_worker_is_told_of_a_job_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve()
+    waits = []
+    for _ in range(20):
+        asked = time.time()
+        waits.append(await result(await enqueue(redis, "now")) - asked)
+    assert sorted(waits)[10] < 0.05
+
+
+async def test_a_deferred_job_starts_when_it_is_due(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve()
+    asked = time.time()
+    job = await enqueue(redis, "now", _defer_by=0.5)
+    assert 0.5 <= await result(job) - asked < 0.7
+
+
+async def test_a_slot_that_is_free_claims_at_once(redis: ArqRedis, redis_server: RedisSettings) -> None:
+    jobs = [await enqueue(redis, "slow", 0.05) for _ in range(40)]
+    begun = perf_counter()
+    worker = Worker(
+        [slow],
+        queue_name=QUEUE,
+        redis_settings=redis_server,
+        max_jobs=10,
+        burst=True,
+        handle_signals=False,
+        poll_delay=60,
+    )
+    await worker.async_run()
+    took = perf_counter() - begun
+    await worker.close()
+    assert took < 0.4
+    assert worker.jobs_complete == len(jobs)
+
+
+async def test_without_keyspace_events_it_looks_as_often_as_arq(redis: ArqRedis, redis_server: RedisSettings) -> None:
+    await redis.config_set("notify-keyspace-events", "")
+    try:
+        worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, poll_delay=0.1, handle_signals=False)
+        task = asyncio.create_task(worker.async_run())
+        await eventually(lambda: worker._running and not worker._listener.worth_starting)
+        assert await result(await enqueue(redis, "echo", 1), within_s=3) == 1
+        assert not worker._listener.listening
+        worker.handle_sig(signal.SIGTERM)
+        await task
+        await worker.close()
+    finally:
+        await redis.config_set("notify-keyspace-events", "Kz")
+
+
+async def test_an_abort_is_seen_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve()
+    job = await enqueue(redis, "slow", 60)
+    await eventually(lambda: worker.tasks)
+    asked = monotonic()
+    assert await job.abort(timeout=5, poll_delay=0.01)
+    assert monotonic() - asked < 1
+
+
+# -- leases ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_is_renewed_for_as_long_as_the_job_runs(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve(lease=0.6)
+    job = await enqueue(redis, "counted", 2)
+    await serve(lease=0.6)
+    assert await result(job) == 1
+    assert await redis.zcard(keys.leases(QUEUE)) == 0
+
+
+async def test_a_blocked_loop_keeps_its_leases_and_is_reported(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    await serve(lease=0.6, blocked_log=0.5)
+    job = await enqueue(redis, "blocks", 2)
+    assert await result(job) == 1
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
+    assert "the event loop has not turned for" in caplog.text
+    assert "time.sleep(seconds)" in caplog.text
+
+
+async def test_a_loop_that_is_blocked_for_too_long_ends_its_process(
+    redis: ArqRedis, redis_server: RedisSettings
+) -> None:
+    await enqueue(redis, "blocks", 60)
+    code = f"""
+from arq.connections import RedisSettings
+from app.components.worker.runtime import Worker
+from tests.integration.test_leases import QUEUE, blocks
+settings = RedisSettings(port={redis_server.port}, password={redis_server.password!r})
+Worker([blocks], queue_name=QUEUE, redis_settings=settings, blocked_log=0.5, blocked_exit=1).run()
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT, stderr=subprocess.PIPE)
+    async with asyncio.timeout(10):
+        _, said = await process.communicate()
+    assert process.returncode == 70
+    assert b"time.sleep(seconds)" in said
+
+
+async def test_the_jobs_of_a_worker_that_died_start_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
+    job = await enqueue(redis, "counted", 0)
+    for age_s in (0, 1):  # one that died before its first renewal, and one that died after it
+        await redis.set(keys.IN_PROGRESS + job.job_id, "a dead worker's token", px=700)
+        await redis.set(keys.RETRY + job.job_id, 1)
+        if age_s:
+            await redis.zadd(keys.leases(QUEUE), {job.job_id: int(time.time() * 1000) + 700})
+            await redis.zadd(QUEUE, {job.job_id: int(time.time() * 1000) + 60_000})
+        worker = await serve(lease=0.6)
+        assert await result(job, within_s=4) == 1
+        assert (await job.result_info()).job_try == 2  # type: ignore[union-attr]
+        worker.handle_sig(signal.SIGTERM)
+        await redis.delete(keys.RESULT + job.job_id, f"runs:{job.job_id}")
+        job = await enqueue(redis, "counted", 0)
+
+
+async def test_a_worker_that_lost_its_lease_changes_nothing(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await serve(lease=0.6)
+    job = await enqueue(redis, "counted", 60)
+    await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
+    await redis.set(keys.IN_PROGRESS + job.job_id, "somebody else's token", px=60_000)
+    await eventually(lambda: not worker.tasks)
+    assert f"the lease of job {job.job_id} is lost" in caplog.text
+    assert await job.status() == JobStatus.in_progress
+    assert await redis.get(keys.IN_PROGRESS + job.job_id) == b"somebody else's token"
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (0, 0, 0)
+
+
+async def test_a_late_result_is_fenced_off(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await serve(lease=60)
+    job = await enqueue(redis, "counted", 0.5)
+    await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
+    await redis.set(keys.IN_PROGRESS + job.job_id, "somebody else's token", px=60_000)
+    await eventually(lambda: not worker._runs)
+    assert "was lost before its end was stored" in caplog.text
+    assert await job.result_info() is None
+    assert await redis.zscore(QUEUE, job.job_id) is not None
+
+
+async def test_claims_stay_flat_with_many_jobs_that_run_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Renewed leases stand aside, so that those which are due are at the head."""
+    first = await serve(lease=1, max_jobs=300)
+    running = [await enqueue(redis, "slow", 3) for _ in range(300)]
+    await eventually(lambda: len(first.tasks) == 300)
+    await eventually(lambda: _counts(redis, keys.leases(QUEUE), 300))
+    assert await redis.zcount(QUEUE, "-inf", int(time.time() * 1000)) == 0
+    assert await running[0].status() == JobStatus.in_progress
+    await serve()
+    assert await result(await enqueue(redis, "echo", "through")) == "through"
+    assert {await result(job) for job in running} == {"slept"}
+
+
+async def _counts(redis: ArqRedis, key: str, expected: int) -> bool:
+    return bool(await redis.zcard(key) == expected)
+
+
+# -- ends --------------------------------------------------------------------------------------------------------
+
+
+async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve(functions=[echo, fails, func(slow, timeout=0.2)], max_tries=1)
+    gone = await enqueue(redis, "echo", _defer_by=0.2)
+    await redis.delete(keys.JOB + gone.job_id)
+    junk = await enqueue(redis, "echo", _defer_by=0.2)
+    await redis.set(keys.JOB + junk.job_id, b"no pickle")
+    jobs = {
+        "failed": await enqueue(redis, "fails"),
+        "timeout": await enqueue(redis, "slow", 5),
+        "unknown function": await enqueue(redis, "nothing", 1, x=2),
+        "tries exhausted": await enqueue(redis, "echo", _job_try=9),
+        "expired": gone,
+        "undecodable": junk,
+    }
+    await eventually(lambda: _counts(redis, keys.dead(QUEUE), len(jobs)))
+    letters = {letter["id"]: letter for letter in await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))}
+    assert {reason: letters[job.job_id]["reason"] for reason, job in jobs.items()} == {r: r for r in jobs}
+    failed = letters[jobs["failed"].job_id]
+    assert "KeyError: 'the original error'" in failed["traceback"]
+    assert (failed["function"], failed["tries"], failed["error"]) == ("fails", 1, "KeyError('the original error')")
+    assert letters[junk.job_id]["payload"] == b"no pickle"
+    with pytest.raises(KeyError, match="the original error"):
+        await result(jobs["failed"])
+    with pytest.raises(TimeoutError):
+        await result(jobs["timeout"])
+    assert await redis.exists(*(prefix + j.job_id for prefix in (keys.JOB, keys.RETRY) for j in jobs.values())) == 0
+
+
+async def test_a_dead_letter_runs_again_with_all_its_tries(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve(functions=[func(fails, name="flaky")], max_tries=2, backoff=Backoff(0.01, 0.01))
+    job = await enqueue(redis, "flaky")
+    await eventually(lambda: _counts(redis, keys.dead(QUEUE), 1))
+    worker.functions["flaky"] = func(echo, name="flaky")
+    assert await dead.revive(redis, QUEUE, [job.job_id, "nobody"]) == [job.job_id]
+    assert await result(job) is None
+    info = await job.result_info()
+    assert info is not None
+    assert (info.success, info.job_try) == (True, 1)
+    assert await dead.ids(redis, QUEUE) == []
+
+
+async def test_a_letter_whose_id_is_in_use_again_stays(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve(max_tries=1)
+    job = await enqueue(redis, "fails")
+    await eventually(lambda: _counts(redis, keys.dead(QUEUE), 1))
+    await redis.delete(keys.RESULT + job.job_id)
+    worker.allow_pick_jobs = False
+    await enqueue(redis, "echo", _job_id=job.job_id)
+    assert await dead.revive(redis, QUEUE, [job.job_id]) == []
+    assert await dead.discard(redis, QUEUE, [job.job_id]) == 1
+    assert await dead.ids(redis, QUEUE) == []
+
+
+async def test_after_job_end_runs_when_the_result_is_there(redis: ArqRedis, serve: MakeWorker) -> None:
+    seen = []
+
+    async def after(ctx: dict[Any, Any]) -> None:
+        seen.append(await Job(ctx["job_id"], redis, QUEUE).result_info())
+        raise RuntimeError("a hook must not matter")
+
+    await serve(after_job_end=after)
+    job = await enqueue(redis, "echo", 7)
+    assert await result(job) == 7
+    await eventually(lambda: seen)
+    assert seen[0].result == 7
+
+
+async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis, serve: MakeWorker) -> None:
+    await redis.zadd(keys.ABORT, {"again": int(time.time() * 1000) - 5000})
+    await serve()
+    assert await result(await enqueue(redis, "echo", 1, _job_id="again")) == 1
+
+
+async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve(job_timeout=None, functions=[func(slow), func(echo)])
+    assert await result(await enqueue(redis, "slow", 0.2)) == "slept"
+
+
+async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Producers are refused, workers are not: what they finish makes room."""
+    await serve()
+    await redis.set(keys.paused(QUEUE), 1)
+    jobs = [await enqueue(redis, "echo", n) for n in range(50)]
+    used = (await redis.info("memory"))["used_memory"]
+    before = (await redis.config_get("maxmemory"))["maxmemory"]
+    await redis.config_set("maxmemory", used - 100_000)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await enqueue(redis, "echo")
+        await redis.delete(keys.paused(QUEUE))
+        assert [await result(job) for job in jobs] == list(range(50))
+    finally:
+        await redis.config_set("maxmemory", before)
+
+
+async def test_a_payload_that_cannot_be_read_harms_no_other_job(redis: ArqRedis, serve: MakeWorker) -> None:
+    payload = serialize_job("echo", (1,), {}, None, 0)
+    await redis.set(keys.JOB + "poison", payload[:-3])
+    await redis.zadd(QUEUE, {"poison": 0})
+    await serve()
+    assert await result(await enqueue(redis, "echo", 2)) == 2
+    with pytest.raises(Exception, match="unable to deserialize job"):
+        await result(Job("poison", redis, QUEUE))
+
+
+async def test_an_unknown_function_fails_as_in_arq(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve()
+    with pytest.raises(JobExecutionFailed, match="function 'nothing' not found"):
+        await result(await enqueue(redis, "nothing"))
