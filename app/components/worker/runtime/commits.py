@@ -11,7 +11,7 @@ from .scripts import RECONNECT, UNAVAILABLE, Scripts, Settlement, cancelled
 
 logger = logging.getLogger(__name__)
 
-MOST_JOBS = 500  #: a batch: Redis does nothing else meanwhile
+MOST_JOBS = 250  #: a batch: Redis does nothing else meanwhile
 MOST_BYTES = 4 << 20
 
 Settled = Callable[[bool], None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
@@ -32,8 +32,7 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A job that was claimed."""
 
     job_id: str
@@ -43,15 +42,13 @@ class Claim:
     payload: bytes | None  #: None where it has expired
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(NamedTuple):
     jobs: list[Claim]
     look_again_ms: int | None  #: when the next job falls due, or the next lease lapses
     blocked: bool  #: jobs are due that run elsewhere, or the queue is paused
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """How a claim ends, as ``settle.lua`` takes it."""
 
     job_id: str
@@ -107,7 +104,7 @@ class Scripts:
 
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
         """End claims; return for each 1, or 0 where the lease was no longer ours."""
-        flat = [field for s in batch for field in (s.job_id, s.kind, s.data, s.amount, s.last)]
+        flat = [field for settlement in batch for field in settlement]
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue)],
             args=[

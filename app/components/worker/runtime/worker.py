@@ -31,7 +31,7 @@ from arq.utils import ms_to_datetime, timestamp_ms
 from arq.worker import Function, JobExecutionFailed
 
 from . import health, keys
-from .commits import Commits
+from .commits import MOST_JOBS, Commits
 from .context import RunningJob, current_job
 from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, Run, dead_letter, decide, read
 from .keeper import Keeper
@@ -48,6 +48,7 @@ PULSE_S = 0.5  #: between two looks at health and cron jobs
 BEAT_EVERY_S = 1.0
 CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
 STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process ends without them
+MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
 BLOCKED_LOOK_S = 1.0  #: while jobs are due that run elsewhere: a worker may die before it first renews its lease
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
@@ -93,6 +94,7 @@ class Worker(arq.worker.Worker):
         self._wake = asyncio.Event()  # for a look at the queue
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
+        self._behind = False  # with storing ends
         self._stop_at: float | None = None
         self._last_beat = 0.0
         self._started_at = time()
@@ -235,9 +237,16 @@ class Worker(arq.worker.Worker):
             free = min(free, self.max_burst_jobs - self._jobs_started())
         if not self.allow_pick_jobs or free <= 0:
             return IDLE_LOOK_S  # a job's end wakes us
-        claims = await self._scripts.claim(free)
+        # Until its end is stored, a job stands at the head of the queue, and each claim looks at it.
+        wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
+        self._behind = wanted <= 0
+        if self._behind:
+            return IDLE_LOOK_S  # an end that is stored wakes us
+        claims = await self._scripts.claim(wanted)
         for claim in claims.jobs:
             self._start(claim)
+        if len(claims.jobs) == wanted < free:
+            return 0
         if len(claims.jobs) == free:
             await self._listener.stop()  # there is more than we can take: no need to be told
             return IDLE_LOOK_S
@@ -493,7 +502,7 @@ class Worker(arq.worker.Worker):
 
         def settled(ours: bool) -> None:
             self._forget(run)
-            if self.burst:
+            if self.burst or self._behind:
                 self._wake.set()
             if not ours:
                 logger.warning("the lease of job %s was lost before its end was stored", run.claim.job_id)
