@@ -47,7 +47,7 @@ class Found:
     job_id: str
     status: JobStatus
     queue_name: str
-    due_ms: int | None  #: None once it has ended
+    due_ms: int | None  #: None once it has begun: its score says something else then
     tries: int
     definition: JobDef | None  #: a ``JobResult`` once it has ended; None where the payload has expired
 
@@ -75,7 +75,7 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
         if score is not None:
             waits = JobStatus.deferred if score > timestamp_ms() else JobStatus.queued
             status = JobStatus.in_progress if mark else waits
-            return Found(job_id, status, name, int(score), int(begun or 0), definition)
+            return Found(job_id, status, name, None if mark else int(score), int(begun or 0), definition)
     raise Failure(f"no job {job_id} in {', '.join(map(keys.short_name, names))}, and no result of it is kept", 1)
 
 

@@ -137,7 +137,7 @@ async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
         {
             "id": job_id,
             "function": _function(payload),
-            "due_in_s": (due - now) / 1000,
+            "due_in_s": None if mark else (due - now) / 1000,  # a running one's score says something else
             "tries": int(begun or 0),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
