@@ -17,6 +17,7 @@ from arq.connections import ArqRedis
 from app.components.worker.tasks import files
 from app.components.worker.tasks.system import check_url, cleanup_temp_files, system_health_check
 from app.core.config import settings
+from tests.conftest import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +29,24 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "out/x", "loop/x", "nul\0"])
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a/../x", "out/x", "loop/x", "nul\0"])
 def test_a_path_that_leads_out_is_refused(path: str, data: Path) -> None:
     files.root()
     (data / "out").symlink_to("/etc")
     (data / "loop").symlink_to(data / "loop")
     with pytest.raises(ValueError, match="path "):
         files.inside(path)
+
+
+def test_an_absolute_path_is_refused_though_it_leads_inside(data: Path) -> None:
+    with pytest.raises(ValueError, match="leads out"):
+        files.inside(str(data / "x"))
+
+
+def test_a_link_that_stays_inside_is_followed(data: Path) -> None:
+    files.root()
+    (data / "link").symlink_to("a")
+    assert files.inside("link/b") == data.resolve() / "a" / "b"
 
 
 def test_a_path_inside_need_not_exist(data: Path) -> None:
@@ -79,6 +91,23 @@ async def test_a_folder_goes_when_it_is_empty_and_old(data: Path) -> None:
     os.utime(folder, (0, 0))
     assert (await cleanup_temp_files({}))["deleted"] == 1
     assert not folder.exists()
+
+
+async def test_an_old_folder_with_something_new_in_it_stays(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    new = aged(data / "tmp" / "folder" / "new", 1)
+    os.utime(new.parent, (0, 0))
+    assert await cleanup_temp_files({}) == {"deleted": 0, "bytes": 0, "kept": 2}
+    assert new.exists()
+    assert caplog.text == ""
+
+
+async def test_two_cleanups_at_once_share_the_work(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(1000):
+        aged(data / "tmp" / str(number), 25)
+    first, second = await asyncio.gather(cleanup_temp_files({}), cleanup_temp_files({}))
+    assert first["deleted"] + second["deleted"] == 1000
+    assert first["kept"] + second["kept"] == 0
+    assert caplog.text == ""
 
 
 async def test_what_a_link_leads_to_stays(data: Path, tmp_path: Path) -> None:
@@ -158,13 +187,20 @@ async def test_a_url_that_answers_as_expected_though_its_body_never_ends(serve: 
 
 async def test_a_url_that_answers_something_else(serve: Serve, ctx: dict[str, Any]) -> None:
     url = await serve(b"HTTP/1.1 503 Busy")
-    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1.* answers 503, not 200"):
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1.* answers 503, not 200") as caught:
+        await check_url(ctx, url.replace("//", "//me:geheim@"))
+    assert "geheim" not in str(caught.value)
+
+
+async def test_a_server_that_speaks_something_else(serve: Serve, ctx: dict[str, Any]) -> None:
+    url = await serve(b"no HTTP")
+    with pytest.raises(RuntimeError, match="does not answer: RemoteProtocolError"):
         await check_url(ctx, url)
 
 
 async def test_a_url_that_does_not_answer_and_its_password(ctx: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="does not answer") as caught:
-        await check_url(ctx, "http://me:geheim@127.0.0.1:1/")
+        await check_url(ctx, f"http://me:geheim@127.0.0.1:{free_port()}/")
     assert "geheim" not in str(caught.value)
 
 
@@ -172,3 +208,9 @@ async def test_a_url_that_does_not_answer_and_its_password(ctx: dict[str, Any]) 
 async def test_what_is_no_url_of_the_web_is_refused(url: str, ctx: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must begin with http|is not valid"):
         await check_url(ctx, url)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "99999"])
+async def test_a_port_that_cannot_be_is_refused(port: str, ctx: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must have a port from 1 to 65535"):
+        await check_url(ctx, f"http://127.0.0.1:{port}/")

@@ -67,9 +67,10 @@ async def process_video(ctx: dict[str, Any], path: str, *, out: str = "processed
 
     The files are ``<out>/<stem>-<height>.mp4`` and ``.jpg``; what is there already is replaced. The aspect ratio
     stays, and the film is never enlarged. Returns ``path``, ``poster``, ``width`` and ``height`` as shown,
-    ``frames``, ``dropped`` (frames that were not later than the one before), ``audio`` and ``duration_s``. Raises
-    ``ValueError`` where the height is out of bounds, a path leads out of the data folder, or the film cannot be read
-    to its end.
+    ``frames``, ``dropped`` (frames, of sound too, that were not later than the one before), ``audio`` and
+    ``duration_s``. Raises ``ValueError`` where the height is out of bounds, a path leads out of the data folder, or
+    the film cannot be read. Formats made for broadcast and streaming do not tell where they should end: of such a
+    file, cut short, all that is there is written.
     """
     if not 16 <= height <= 4320:
         raise ValueError(f"height is {height}, it must be from 16 to 4320")
@@ -102,7 +103,7 @@ def _resize(path: str, size: int, out: str) -> dict[str, Any]:
     source, target = _existing(path), files.inside(out) / f"{Path(path).stem}-{size}{Path(path).suffix}"
     with _naming(path, Exception), Image.open(source, formats=PICTURES) as original:
         _check_pixels(original.width, original.height)
-        kind = "JPEG" if original.format == "MPO" else original.format  # some phones put several JPEGs in one file
+        kind = original.format
         picture: Image.Image = original
         if original.mode in ("1", "P") or "transparency" in original.info:  # such colours cannot be interpolated
             picture = original.convert("RGBA" if original.has_transparency_data else "RGB")
@@ -160,7 +161,6 @@ def _encode(
 ) -> tuple[VideoFrame, int]:
     """Write the film; return the frame for its poster and how many frames were dropped. Raises ``Stopped``."""
     shot: VideoFrame | None = None
-    last_s, dropped = -1.0, 0
     with _film(source) as (reader, stream), av.open(str(target), "w", options={"movflags": "+faststart"}) as writer:
         video = writer.add_stream(VIDEO_CODEC, options={"preset": "veryfast", "crf": "23"})
         video.width, video.height = size
@@ -170,42 +170,56 @@ def _encode(
         video.set_display_rotation(rotation)
         sound = writer.add_stream("aac", SAMPLE_RATE, layout="stereo") if reader.streams.audio else None
         start_s = (reader.start_time or 0) / av.time_base
+        pictures, sounds = _Clock(start_s), _Clock(start_s)
         for frame in reader.decode(stream, *reader.streams.audio[:1]):
             if stop.is_set():
                 raise Stopped
-            if isinstance(frame, AudioFrame) and sound:
-                _move(frame, start_s, Fraction(1, frame.sample_rate))
+            if isinstance(frame, AudioFrame) and sound and sounds.place(frame):
                 writer.mux(sound.encode(frame))
-            elif isinstance(frame, VideoFrame):
-                _move(frame, start_s, TICK)
-                if frame.pts is None or frame.time <= last_s:
-                    dropped += 1
-                    continue
-                last_s = frame.time
-                shot = frame if shot is None or last_s <= POSTER_AT_S else shot
+            elif isinstance(frame, VideoFrame) and pictures.place(frame):
+                shot = frame if shot is None or frame.time <= POSTER_AT_S else shot
                 frame.pict_type = PictureType.NONE  # or the encoder keeps the source's key frames
                 writer.mux(video.encode(frame))
         writer.mux(video.encode(None))
         if sound:
             writer.mux(sound.encode(None))
     if shot is None:
-        raise ValueError("its pictures have no times")
-    return shot, dropped
+        raise ValueError("it has no picture")
+    return shot, pictures.dropped + sounds.dropped
 
 
-def _move(frame: VideoFrame | AudioFrame, start_s: float, tick: Fraction) -> None:
-    """Give a frame its time from the film's start, in ticks."""
-    if frame.time is not None:
-        frame.pts, frame.time_base = round((frame.time - start_s) / tick), tick
+class _Clock:
+    """Gives the frames of one stream their times from the film's start. One with none follows the one before."""
+
+    def __init__(self, start_s: float) -> None:
+        self.dropped = 0
+        self._start_s = start_s
+        self._next_s = 0.0
+        self._last: int | None = None
+
+    def place(self, frame: VideoFrame | AudioFrame) -> bool:
+        """Set a frame's time; return False where it has to be dropped, since encoders only go forwards."""
+        time_s = self._next_s if frame.time is None else frame.time - self._start_s
+        pts = round(time_s / TICK)
+        if self._last is not None and pts <= self._last:
+            self.dropped += 1
+            return False
+        self._next_s = time_s + float(frame.duration * (frame.time_base or 0))
+        self._last = frame.pts = pts
+        frame.time_base = TICK
+        return True
 
 
 @contextmanager
 def _film(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    options = {"format_whitelist": FILMS, "protocol_whitelist": "file", "fflags": "+genpts"}
+    # -genpts: FFmpeg's guess at times that are not in the file is wrong for H.264 in AVI.
+    options = {"format_whitelist": FILMS, "protocol_whitelist": "file", "fflags": "-genpts"}
     with av.open(str(source), "r", options=options) as reader:
         if not reader.streams.video:
             raise ValueError("it has no picture")
         stream = reader.streams.video[0]
+        if not stream.codec_context:
+            raise ValueError("there is no decoder for its picture")
         _check_pixels(stream.width, stream.height)
         stream.codec_context.thread_count = THREADS
         yield reader, stream

@@ -101,6 +101,8 @@ async def check_url(ctx: dict[str, Any], url: str, expect: int = 200) -> dict[st
     # A password is hidden in the URL's repr.
     if target.scheme not in ("http", "https") or not target.host:
         raise ValueError(f"{target!r} must begin with http:// or https:// and a host")
+    if target.port is not None and not 0 < target.port < 65_536:
+        raise ValueError(f"{target!r} must have a port from 1 to 65535")
     started = time.perf_counter()
     try:
         # Streamed, since nobody reads the body, which may have no end.
