@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 
 from app.components.worker.runtime import dead, keys
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
 
@@ -128,13 +128,6 @@ async def producer(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
     pool = await create_pool(redis_server)
     yield pool
     await pool.aclose()
-
-
-async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None:
-    deadline = monotonic() + within_s
-    while not await condition():
-        assert monotonic() < deadline, "it did not come about"
-        await asyncio.sleep(0.05)
 
 
 @pytest.fixture

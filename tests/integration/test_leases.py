@@ -19,7 +19,7 @@ from arq.worker import JobExecutionFailed
 from redis.exceptions import OutOfMemoryError
 
 from app.components.worker.runtime import Backoff, Worker, dead, keys
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually
 
 QUEUE = "arq:queue:test"
 
@@ -85,16 +85,6 @@ async def serve(redis: ArqRedis, redis_server: RedisSettings) -> AsyncIterator[M
         await worker.close()
 
 
-async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None:
-    deadline = monotonic() + within_s
-    while True:
-        value = condition()
-        if await value if asyncio.iscoroutine(value) else value:
-            return
-        assert monotonic() < deadline, "it did not come about"
-        await asyncio.sleep(0.01)
-
-
 async def enqueue(redis: ArqRedis, name: str, *args: Any, **options: Any) -> Job:
     job = await redis.enqueue_job(name, *args, _queue_name=QUEUE, **options)
     assert job is not None
@@ -148,9 +138,9 @@ async def test_without_keyspace_events_it_looks_as_often_as_arq(redis: ArqRedis,
     try:
         worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, poll_delay=0.1, handle_signals=False)
         task = asyncio.create_task(worker.async_run())
-        await eventually(lambda: worker._running and not worker._listener.worth_starting)
+        await eventually(lambda: worker._running and worker._listener.listening)
         assert await result(await enqueue(redis, "echo", 1), within_s=3) == 1
-        assert not worker._listener.listening
+        assert not worker._listener.proved
         worker.handle_sig(signal.SIGTERM)
         await task
         await worker.close()
@@ -363,6 +353,27 @@ async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker) -> No
         assert [await result(job) for job in jobs] == list(range(50))
     finally:
         await redis.config_set("maxmemory", before)
+
+
+async def test_a_redis_that_refuses_writes_is_waited_for(redis: ArqRedis, serve: MakeWorker) -> None:
+    """As it does where it lacks replicas, or cannot save to its disk."""
+    beats: list[float] = []
+    worker = await serve(on_beat=lambda: beats.append(monotonic()), lease=0.9)
+    job = await enqueue(redis, "counted", 0.3)
+    await eventually(lambda: worker.tasks)
+    await redis.config_set("min-replicas-to-write", 1)
+    try:
+        await eventually(lambda: not worker.tasks)
+        await eventually(lambda: worker._failures > 1)
+        seen = len(beats)
+        await asyncio.sleep(1.5)
+        assert len(beats) == seen, "the health check sees it"
+        assert await job.result_info() is None
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)
+    assert await result(job) == 1
+    assert (await job.result_info()).job_try == 1  # type: ignore[union-attr]
+    assert await result(await enqueue(redis, "echo", "after")) == "after"
 
 
 async def test_a_payload_that_cannot_be_read_harms_no_other_job(redis: ArqRedis, serve: MakeWorker) -> None:

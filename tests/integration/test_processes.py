@@ -17,7 +17,7 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
 from app.components.worker.runtime import health, keys
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
 HEALTHCHECK = ROOT / "app" / "components" / "worker" / "healthcheck.sh"
@@ -90,16 +90,6 @@ async def start(redis_server: RedisSettings, redis: ArqRedis, tmp_path: Path) ->
                 os.kill(pid, signal.SIGKILL)
         await service.process.wait()
         print(service.log.read_text())
-
-
-async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None:
-    deadline = monotonic() + within_s
-    while True:
-        value = condition()
-        if await value if asyncio.iscoroutine(value) else value:
-            return
-        assert monotonic() < deadline, "it did not come about"
-        await asyncio.sleep(0.05)
 
 
 async def enqueue_slow(redis: ArqRedis, n: int, seconds: float) -> list[Any]:

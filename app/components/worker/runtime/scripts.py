@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError
+from redis.exceptions import RedisError
 
 from . import keys
 from .retry import Backoff
 
-#: What Redis answers, or does not, while it restarts, loads, fails over or is full: it passes, so we wait.
-UNAVAILABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
+#: What Redis answers, or does not, while it restarts, loads, fails over, cannot save, lacks replicas or is full: there
+#: are more such answers than classes for them (MISCONF, NOREPLICAS, …), and to end would help with none.
+UNAVAILABLE = (RedisError, OSError)
 RECONNECT = Backoff(base=0.5, limit=5)
 
 KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day

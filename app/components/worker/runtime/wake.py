@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -13,7 +14,6 @@ from redis.exceptions import OutOfMemoryError
 from . import keys
 from .scripts import UNAVAILABLE, cancelled
 
-PROVED_WITHIN_S = 1.0
 SILENCE_S = 5.0
 
 
@@ -35,11 +35,10 @@ class Listener:
     ) -> None:
         self._redis = redis
         self._probe = f"worker:probe:{uuid4().hex}"
-        self._proved = asyncio.Event()
-        handlers = {queue_name: on_job, keys.ABORT: on_abort, self._probe: self._proved.set}
+        self._proved = False
+        handlers = {queue_name: on_job, keys.ABORT: on_abort, self._probe: self._prove}
         self._handlers = {f"__keyspace@{database}__:{key}".encode(): call for key, call in handlers.items()}
         self._on_loss = on_job
-        self._deaf = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -50,29 +49,20 @@ class Listener:
     @property
     def proved(self) -> bool:
         """Whether enqueued jobs are heard of; where they are not, only looking helps."""
-        return self.listening and self._proved.is_set()
+        return self.listening and self._proved
 
-    @property
-    def worth_starting(self) -> bool:
-        """Whether no subscription stands, and the server has not shown yet that it sends no events."""
-        return not self.listening and not self._deaf
+    def _prove(self) -> None:
+        self._proved = True
 
     async def start(self) -> None:
-        """Subscribe; what was enqueued before this returns may not be heard of."""
+        """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         await pubsub.subscribe(*self._handlers)
         self._task = asyncio.create_task(self._read(pubsub))
-        if not self._proved.is_set():
-            try:
+        if not self._proved:
+            with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
                 await self._redis.zadd(self._probe, {"probe": 0})
                 await self._redis.delete(self._probe)
-                async with asyncio.timeout(PROVED_WITHIN_S):
-                    await self._proved.wait()
-            except OutOfMemoryError:
-                return  # unproved for now
-            except TimeoutError:
-                self._deaf = True
-                await self.stop()
 
     async def stop(self) -> None:
         if self._task:

@@ -1,8 +1,9 @@
-"""The worker: an ``arq.worker.Worker`` with a life of its own between start and stop.
+"""The worker: it claims jobs, from its start to its stop.
 
 It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended. Three
-things go on at a time: ``main`` claims jobs for the slots that are free, each job runs in a task of its own, and
-``Commits`` stores how they ended. ``Keeper`` renews the leases from a thread, ``Listener`` has Redis tell of new jobs.
+things go on at a time: ``main`` claims jobs for the slots that are free, ``JobRunner`` runs each in a task of its own,
+and ``Commits`` stores how they ended. ``Keeper`` renews the leases from a thread, ``Listener`` has Redis tell of new
+jobs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -22,21 +22,16 @@ from time import monotonic, time
 from typing import Any
 from uuid import uuid4
 
-import arq.worker
 from arq.connections import create_pool
-from arq.constants import keep_cronjob_progress
-from arq.cron import CronJob
-from arq.jobs import serialize_result
-from arq.utils import ms_to_datetime, timestamp_ms
-from arq.worker import Function, JobExecutionFailed
+from arq.utils import timestamp_ms
 
 from . import health, keys
 from .commits import MOST_JOBS, Commits
-from .context import RunningJob, current_job
-from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, Run, dead_letter, decide, read
+from .execution import Again, Cause, Run
 from .keeper import Keeper
 from .retry import Backoff
-from .scripts import RECONNECT, UNAVAILABLE, Claim, Scripts, Settlement, cancelled
+from .runner import JobRunner
+from .scripts import RECONNECT, UNAVAILABLE, Claim, Scripts, cancelled
 from .wake import Listener
 
 if not version("arq").startswith("0.28."):
@@ -55,7 +50,7 @@ CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no lo
 OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
 
 
-class Worker(arq.worker.Worker):
+class Worker(JobRunner):
     """Runs the jobs of one queue; takes every argument of ``arq.worker.Worker``, and these.
 
     :param backoff: wait between the tries of a job that raises; None fails it at once, as arq does
@@ -78,23 +73,18 @@ class Worker(arq.worker.Worker):
         blocked_exit: float = 120,
         **options: Any,
     ) -> None:
-        # None means no limit, but arq compares it with the functions' own.
-        if options.get("job_timeout", 0) is None:
-            options["job_timeout"] = NO_TIMEOUT_S
-        super().__init__(functions, **options)
-        self.backoff = backoff
+        super().__init__(functions, backoff=backoff, **options)
         self.replica = replica or socket.gethostname()
         self.on_beat = on_beat
         self.lease_s = lease
         self.blocked_log_s = blocked_log
         self.blocked_exit_s = blocked_exit
         self._token = uuid4().hex
-        self._runs: dict[str, Run] = {}  # claimed, and their end not stored yet
-        self._hooks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()  # for a look at the queue
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
         self._behind = False  # with storing ends
+        self._failures = 0  # looks in a row that Redis refused
         self._stop_at: float | None = None
         self._last_beat = 0.0
         self._started_at = time()
@@ -206,22 +196,22 @@ class Worker(arq.worker.Worker):
     # -- claiming ------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        failures, away_since = 0, 0.0
+        away_since = 0.0
         while True:
             try:
                 if await self._is_over():
                     return
-                if failures:
+                if self._failures:
                     await self._return(monotonic() - away_since)
                 wait_s = await self._look()
             except UNAVAILABLE as error:
-                away_since = away_since if failures else monotonic()
-                failures += 1
-                wait_s = RECONNECT.delay(failures)
+                away_since = away_since if self._failures else monotonic()
+                self._failures += 1
+                wait_s = RECONNECT.delay(self._failures)
                 logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
                 await asyncio.sleep(wait_s)
                 continue
-            failures = 0
+            self._failures = 0
             await self._nap(wait_s)
 
     async def _return(self, away_s: float) -> None:
@@ -250,7 +240,7 @@ class Worker(arq.worker.Worker):
         if len(claims.jobs) == free:
             await self._listener.stop()  # there is more than we can take: no need to be told
             return IDLE_LOOK_S
-        if self._listener.worth_starting and not self.burst:
+        if not self._listener.listening and not self.burst:
             await self._listener.start()
             return 0  # for what was enqueued meanwhile
         wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
@@ -280,6 +270,10 @@ class Worker(arq.worker.Worker):
         if 0 <= self.max_burst_jobs <= self._jobs_started():
             return True
         return not await self.pool.zcount(self.queue_name, "-inf", timestamp_ms())
+
+    def _end_stored(self) -> None:
+        if self.burst or self._behind:
+            self._wake.set()
 
     def _start(self, claim: Claim) -> None:
         timeout_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S
@@ -328,7 +322,7 @@ class Worker(arq.worker.Worker):
         while not cancelled():
             try:
                 await self.heart_beat()
-                if self.on_beat and monotonic() - self._last_beat >= BEAT_EVERY_S:
+                if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
                     await self.pool.ping()
                     self.on_beat()
                     self._last_beat = monotonic()
@@ -368,166 +362,3 @@ class Worker(arq.worker.Worker):
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
         if self.allow_pick_jobs:
             await super().run_cron(n, delay, num_windows)
-
-    # -- one job -------------------------------------------------------------------------------------------------
-
-    async def _carry(self, run: Run) -> None:
-        """Carry a claimed job to its end, or back to its queue."""
-        claim = run.claim
-        run.started_ms = timestamp_ms()
-        try:
-            run.job = job = read(claim, self.job_deserializer)
-            function = self._function_for(run)
-        except Refusal as refusal:
-            self._set_context(run)
-            logger.warning("not run: %s", refusal)
-            self._settle_end(run, Ended(False, refusal.error, refusal.reason))
-            return
-
-        self._set_context(run)
-        ctx = {
-            **self.ctx,
-            "job_id": claim.job_id,
-            "job_try": job.tries,
-            "enqueue_time": ms_to_datetime(job.enqueued_ms),
-            "score": claim.due_ms,
-        }
-        outcome = await self._try(run, function, ctx)
-        if outcome is None:
-            self._forget(run)
-            return
-        if self.on_job_end:
-            await self._call_hook("on_job_end", ctx)
-        after = partial(self._call_hook, "after_job_end", ctx) if self.after_job_end else None
-        if isinstance(outcome, Ended):
-            self._settle_end(run, outcome, after)
-        else:
-            self._settle_back(run, outcome, after)
-
-    def _function_for(self, run: Run) -> Function | CronJob:
-        """Return what the job is to run. Raises ``Refusal`` where it may not."""
-        job, abort_ms = run.job, run.claim.abort_ms
-        # An older request was for a job that had this id before.
-        if abort_ms is not None and abort_ms >= job.enqueued_ms:
-            raise Refusal("aborted", asyncio.CancelledError())
-        run.function = function = self.functions.get(job.function)
-        if function is None:
-            raise Refusal("unknown function", JobExecutionFailed(f"function {job.function!r} not found"))
-        most = self._max_tries(function)
-        if job.tries > most:
-            raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
-        return function
-
-    async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again | None:
-        """Run the job's code; return what is to become of it, None where that is no longer ours to say."""
-        job = run.job
-        timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
-        timer = None
-        try:
-            if self.on_job_start:
-                await self._call_hook("on_job_start", ctx)
-                run.started_ms = timestamp_ms()
-            logger.info("started, %.3fs after it was due", (run.started_ms - run.claim.due_ms) / 1000)
-            timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
-            result = await function.coroutine(ctx, *job.args, **job.kwargs)
-            return Ended(True, result)
-        except (Exception, asyncio.CancelledError) as raised:
-            error: BaseException = raised
-        finally:
-            run.interruptible = False
-            if timer:
-                timer.cancel()
-        if run.cause and run.task:  # whatever was raised came of our interruption
-            run.task.uncancel()
-            if run.cause is Cause.LOST:
-                return None
-            if run.cause is Cause.STOP:
-                return Again(counts=False)
-            if run.cause is Cause.ABORT:
-                return Ended(False, asyncio.CancelledError(), "aborted")
-            error = TimeoutError(f"not done in {timeout_s:g}s")
-        decision = decide(error, job.tries, self._max_tries(function), self.backoff, retry_jobs=self.retry_jobs)
-        if isinstance(decision, Again):
-            logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, error)
-        else:
-            logger.error("failed: %r", error, exc_info=error)
-        return decision
-
-    def _settle_end(self, run: Run, end: Ended, after: Callable[[], Any] | None = None) -> None:
-        finished_ms = timestamp_ms()
-        job, function = run.job, run.function
-        keep_s, forever = self.keep_result_s, self.keep_result_forever
-        if function is not None:
-            keep_s = function.keep_result_s if function.keep_result_s is not None else keep_s
-            forever = function.keep_result_forever if function.keep_result_forever is not None else forever
-        result = None
-        if forever or keep_s:
-            result = serialize_result(
-                job.function,
-                job.args,
-                job.kwargs,
-                job.tries,
-                job.enqueued_ms,
-                end.success,
-                end.result,
-                run.started_ms,
-                finished_ms,
-                f"{run.claim.job_id}:{job.function}",
-                self.queue_name,
-                run.claim.job_id,
-                serializer=self.job_serializer,
-            )
-        if end.success:
-            self.jobs_complete += 1
-            logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
-        else:
-            self.jobs_failed += 1
-        kind: str = "end"
-        last: int | str = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
-        if end.reason not in (None, "aborted"):
-            kind, last = "dead", dead_letter(job, end.result, str(end.reason))
-        keep_ms = 0 if forever else int(keep_s * 1000)
-        self._settle(run, Settlement(run.claim.job_id, kind, result or b"", keep_ms, last), after)
-
-    def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
-        due_ms = timestamp_ms() + int(again.wait_s * 1000) if again.counts else run.claim.due_ms
-        self.jobs_retried += 1
-        if not again.counts:
-            logger.info("given back, its try does not count")
-        self._settle(run, Settlement(run.claim.job_id, "back", due_ms, int(again.counts), ""), after)
-
-    def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None) -> None:
-        run.settling = True
-        context = copy_context() if after else None
-
-        def settled(ours: bool) -> None:
-            self._forget(run)
-            if self.burst or self._behind:
-                self._wake.set()
-            if not ours:
-                logger.warning("the lease of job %s was lost before its end was stored", run.claim.job_id)
-            elif after:
-                task = self.loop.create_task(after(), context=context)
-                self._hooks.add(task)
-                task.add_done_callback(self._hooks.discard)
-
-        self._commits.add(settlement, settled)
-
-    def _forget(self, run: Run) -> None:
-        # By now the job may be ours once more: given back, and claimed before the reply came.
-        if self._runs.get(run.claim.job_id) is run:
-            del self._runs[run.claim.job_id]
-
-    def _max_tries(self, function: Function | CronJob) -> int:
-        return self.max_tries if function.max_tries is None else function.max_tries
-
-    def _set_context(self, run: Run) -> None:
-        short = keys.short_name(self.queue_name)
-        current_job.set(RunningJob(run.claim.job_id, short, run.job.function, run.job.tries))
-
-    async def _call_hook(self, name: str, ctx: dict[Any, Any]) -> None:
-        """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""
-        try:
-            await getattr(self, name)(ctx)
-        except Exception:
-            logger.exception("%s raised", name)
