@@ -48,7 +48,7 @@ class Found:
     status: JobStatus
     queue_name: str
     due_ms: int | None  #: None once it has begun: its score says something else then
-    tries: int
+    tries: int  #: begun
     definition: JobDef | None  #: a ``JobResult`` once it has ended; None where the payload has expired
 
     @property
@@ -63,7 +63,8 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
         pipe.mget([keys.RESULT + job_id, keys.JOB + job_id, keys.IN_PROGRESS + job_id, keys.RETRY + job_id])
         for name in names:
             pipe.zscore(name, job_id)
-        (ended, payload, mark, begun), *scores = await pipe.execute()
+            pipe.zscore(keys.leases(name), job_id)
+        (ended, payload, mark, over), *scores = await pipe.execute()
     try:
         if ended:
             result = deserialize_result(ended)
@@ -71,11 +72,12 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
         definition = deserialize_job(payload) if payload else None
     except DeserializationError as error:
         raise Failure(f"job {job_id} cannot be read here: {error.__cause__}", 1) from error
-    for name, score in zip(names, scores, strict=True):
+    for name, score, lapses in zip(names, scores[::2], scores[1::2], strict=True):
         if score is not None:
             waits = JobStatus.deferred if score > timestamp_ms() else JobStatus.queued
             status = JobStatus.in_progress if mark else waits
-            return Found(job_id, status, name, None if mark else int(score), int(begun or 0), definition)
+            tries = int(over or 0) + (lapses is not None)
+            return Found(job_id, status, name, None if mark else int(score), tries, definition)
     raise Failure(f"no job {job_id} in {', '.join(map(keys.short_name, names))}, and no result of it is kept", 1)
 
 

@@ -23,12 +23,12 @@ from app.cli.errors import Failure, run
 from app.cli.output import Json, show, table
 from app.cli.queue import full_name
 from app.components.worker import queues
-from app.components.worker.runtime import keys
+from app.components.worker.runtime import NewJob, enqueue_many, keys
 
 app = typer.Typer(add_completion=False)
 
 QUEUE = "load_test"
-SENDERS = 16  #: jobs on their way to Redis at a time
+SEND_BATCH = 100
 READ_BATCH = 500
 READ_EVERY_S = 0.05
 
@@ -109,7 +109,7 @@ def _run(kind: Kind, seen: Seen, n: int, rate: float | None, timeout_s: float | 
         done = progress.add_task("done", total=n, visible=timeout_s is not None)
 
         async def test(pool: ArqRedis) -> None:
-            await _send(pool, TASKS[kind], n, rate, seen.sent, lambda: progress.advance(sent))
+            await _send(pool, TASKS[kind], n, rate, seen.sent, lambda count: progress.advance(sent, count))
             if timeout_s is not None:
                 await _collect(pool, seen, timeout_s, lambda count: progress.advance(done, count))
 
@@ -117,21 +117,19 @@ def _run(kind: Kind, seen: Seen, n: int, rate: float | None, timeout_s: float | 
 
 
 async def _send(
-    pool: ArqRedis, task: str, n: int, rate: float | None, sent: list[str], advance: Callable[[], object]
+    pool: ArqRedis, task: str, n: int, rate: float | None, sent: list[str], advance: Callable[[int], object]
 ) -> None:
-    """Enqueue ``n`` jobs as any producer does, evenly spread where there is a rate."""
-    numbers, start = iter(range(n)), monotonic()
-
-    async def sender() -> None:
-        for number in numbers:
-            if rate:
-                await asyncio.sleep(start + number / rate - monotonic())
-            job_id = uuid4().hex
-            await pool.enqueue_job(task, _job_id=job_id, _queue_name=full_name(QUEUE))
-            sent.append(job_id)
-            advance()
-
-    await asyncio.gather(*(sender() for _ in range(min(n, SENDERS))))
+    """Enqueue ``n`` jobs, evenly spread where there is a rate."""
+    start = monotonic()
+    while len(sent) < n:
+        due = n if rate is None else min(n, 1 + int((monotonic() - start) * rate))
+        if rate and due == len(sent):
+            await asyncio.sleep(start + due / rate - monotonic())
+            continue
+        ids = [uuid4().hex for _ in range(min(SEND_BATCH, due - len(sent)))]
+        await enqueue_many(pool, [NewJob(task, job_id=job_id) for job_id in ids], queue_name=full_name(QUEUE))
+        sent += ids
+        advance(len(ids))
 
 
 async def _collect(pool: ArqRedis, seen: Seen, timeout_s: float, advance: Callable[[int], object]) -> None:

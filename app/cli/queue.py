@@ -18,7 +18,7 @@ from app.components.worker.runtime import health, keys
 
 app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
 
-LOOKED_AT = 1000  #: jobs that began just now are counted among this many at the head of a queue
+LOOKED_AT = 1000  #: jobs that stock workers run are counted among this many at the head of a queue
 SHOWN = 20
 PURGE_BATCH = 500
 
@@ -37,20 +37,21 @@ async def look(pool: ArqRedis, queue: str) -> dict[str, Any]:
         pipe.zcard(name)
         pipe.zcount(name, "-inf", now)
         pipe.zrangebyscore(name, "-inf", now, 0, LOOKED_AT, withscores=True)
-        pipe.zcount(keys.leases(name), now, "+inf")
+        pipe.zcard(keys.leases(name))
+        pipe.zcount(keys.leases(name), "-inf", now)
         pipe.zcard(keys.dead(name))
         pipe.exists(keys.paused(name))
-        depth, past, head, leased, dead, paused = await pipe.execute()
-    # Once its lease is renewed, a running job stands behind those that are due.
+        depth, past, head, leased, lapsed, dead, paused = await pipe.execute()
+    # Jobs with a lease stand behind those that are due; a stock worker leaves them where they are.
     marks = await pool.mget([keys.IN_PROGRESS + job_id.decode() for job_id, _ in head]) if head else []
     waiting = [due for (_, due), mark in zip(head, marks, strict=True) if mark is None]
-    begun = len(head) - len(waiting)
+    in_stock_workers = len(head) - len(waiting)
     return {
         "queue": queue,
         "depth": depth,
-        "due": past - begun,
+        "due": past - in_stock_workers + lapsed,
         "deferred": max(0, depth - past - leased),
-        "running": begun + leased,
+        "running": in_stock_workers + leased - lapsed,
         "oldest_due_s": (now - waiting[0]) / 1000 if waiting else None,
         "dead": dead,
         "paused": bool(paused),
@@ -132,16 +133,17 @@ async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
     async with pool.pipeline(transaction=True) as pipe:
         for prefix in prefixes:
             pipe.mget([prefix + job_id for job_id, _ in head])
-        payloads, marks, tries = await pipe.execute()
+        pipe.zmscore(keys.leases(queue_name), [job_id for job_id, _ in head])
+        payloads, marks, tries, leases = await pipe.execute()
     return [
         {
             "id": job_id,
             "function": _function(payload),
             "due_in_s": None if mark else (due - now) / 1000,  # a running one's score says something else
-            "tries": int(begun or 0),
+            "tries": int(over or 0) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
-        for (job_id, due), payload, mark, begun in zip(head, payloads, marks, tries, strict=True)
+        for (job_id, due), payload, mark, over, lapses in zip(head, payloads, marks, tries, leases, strict=True)
     ]
 
 

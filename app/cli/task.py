@@ -39,6 +39,8 @@ def settings_of(settings_class: type) -> dict[str, Any]:
         "job_timeout": to_seconds(given["job_timeout"]),
         "keep_result": to_seconds(given["keep_result"]),
         "max_tries": given["max_tries"],
+        "rate_limit": vars(settings_class).get("rate_limit"),
+        "global_concurrency": vars(settings_class).get("global_concurrency"),
     }
 
 

@@ -44,6 +44,12 @@ class QueueOverrides(BaseSettings):
     JOB_TIMEOUT: PositiveInt | None = Field(None, description="seconds a job may run before it is cancelled")
     KEEP_RESULT: NonNegativeInt | None = Field(None, description="seconds a result is kept; 0 keeps none")
     MAX_TRIES: PositiveInt | None = Field(None, description="tries before a failing job is given up")
+    RATE_LIMIT: str | None = Field(
+        None,
+        pattern="^[1-9][0-9]*/[smh]$",
+        description="jobs that begin in a second, a minute or an hour, over all replicas: `10/s`, `300/m`, `5/h`",
+    )
+    GLOBAL_CONCURRENCY: PositiveInt | None = Field(None, description="jobs that run at a time, over all replicas")
 
 
 class Settings(BaseSettings):

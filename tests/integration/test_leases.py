@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -19,81 +18,9 @@ from arq.worker import JobExecutionFailed
 from redis.exceptions import OutOfMemoryError
 
 from app.components.worker.runtime import Backoff, Worker, dead, keys
+from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
-
-QUEUE = "arq:queue:test"
-
-
-async def echo(ctx: dict[Any, Any], value: object = None) -> object:
-    return value
-
-
-async def now(ctx: dict[Any, Any]) -> float:
-    return time.time()
-
-
-async def slow(ctx: dict[Any, Any], seconds: float) -> str:
-    await asyncio.sleep(seconds)
-    return "slept"
-
-
-async def counted(ctx: dict[Any, Any], seconds: float) -> int:
-    count = await ctx["redis"].incr(f"runs:{ctx['job_id']}")
-    await asyncio.sleep(seconds)
-    return int(count)
-
-
-async def blocks(ctx: dict[Any, Any], seconds: float) -> int:
-    count = await ctx["redis"].incr(f"runs:{ctx['job_id']}")
-    time.sleep(seconds)  # noqa: ASYNC251 - what a task must not do
-    return int(count)
-
-
-async def fails(ctx: dict[Any, Any]) -> None:
-    raise KeyError("the original error")
-
-
-MakeWorker = Callable[..., Any]
-
-
-@pytest.fixture
-async def serve(redis: ArqRedis, redis_server: RedisSettings) -> AsyncIterator[MakeWorker]:
-    """Starts workers that serve until the test ends."""
-    started: list[tuple[Worker, asyncio.Task[None]]] = []
-
-    async def start(**options: Any) -> Worker:
-        given: dict[str, Any] = {
-            "functions": [echo, now, slow, counted, blocks, fails],
-            "queue_name": QUEUE,
-            "redis_settings": redis_server,
-            "replica": f"r{len(started)}",
-            "poll_delay": 60,
-            "handle_signals": False,
-            "allow_abort_jobs": True,
-            "health_check_interval": 0.2,
-        }
-        worker = Worker(**(given | options))
-        task = asyncio.create_task(worker.async_run())
-        started.append((worker, task))
-        await eventually(lambda: worker._running and (worker._listener.proved or worker.burst))
-        return worker
-
-    yield start
-    for worker, task in started:
-        worker.handle_sig(signal.SIGTERM)
-        await asyncio.gather(task, return_exceptions=True)
-        await worker.close()
-
-
-async def enqueue(redis: ArqRedis, name: str, *args: Any, **options: Any) -> Job:
-    job = await redis.enqueue_job(name, *args, _queue_name=QUEUE, **options)
-    assert job is not None
-    return job
-
-
-async def result(job: Job, within_s: float = 10) -> Any:
-    return await job.result(timeout=within_s, poll_delay=0.01)
-
+from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, fails, result, slow
 
 # -- wake-up -----------------------------------------------------------------------------------------------------
 
@@ -129,7 +56,7 @@ async def test_a_slot_that_is_free_claims_at_once(redis: ArqRedis, redis_server:
     await worker.async_run()
     took = perf_counter() - begun
     await worker.close()
-    assert took < 0.4
+    assert took < 1, "arq takes 2 s, 0.2 are the least"
     assert worker.jobs_complete == len(jobs)
 
 
@@ -186,7 +113,7 @@ async def test_a_loop_that_is_blocked_for_too_long_ends_its_process(
     code = f"""
 from arq.connections import RedisSettings
 from app.components.worker.runtime import Worker
-from tests.integration.test_leases import QUEUE, blocks
+from tests.integration.conftest import QUEUE, blocks
 settings = RedisSettings(port={redis_server.port}, password={redis_server.password!r})
 Worker([blocks], queue_name=QUEUE, redis_settings=settings, blocked_log=0.5, blocked_exit=1).run()
 """
@@ -199,18 +126,12 @@ Worker([blocks], queue_name=QUEUE, redis_settings=settings, blocked_log=0.5, blo
 
 async def test_the_jobs_of_a_worker_that_died_start_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
     job = await enqueue(redis, "counted", 0)
-    for age_s in (0, 1):  # one that died before its first renewal, and one that died after it
-        await redis.set(keys.IN_PROGRESS + job.job_id, "a dead worker's token", px=700)
-        await redis.set(keys.RETRY + job.job_id, 1)
-        if age_s:
-            await redis.zadd(keys.leases(QUEUE), {job.job_id: int(time.time() * 1000) + 700})
-            await redis.zadd(QUEUE, {job.job_id: int(time.time() * 1000) + 60_000})
-        worker = await serve(lease=0.6)
-        assert await result(job, within_s=4) == 1
-        assert (await job.result_info()).job_try == 2  # type: ignore[union-attr]
-        worker.handle_sig(signal.SIGTERM)
-        await redis.delete(keys.RESULT + job.job_id, f"runs:{job.job_id}")
-        job = await enqueue(redis, "counted", 0)
+    scripts = Scripts(redis, QUEUE, lease_s=0.7, ends_s=60)  # a worker's, which then does no more
+    (claim,) = (await scripts.claim(1)).jobs
+    assert (claim.lease.job_id, claim.tries) == (job.job_id, 1)
+    await serve()
+    assert await result(job, within_s=2) == 1
+    assert (await job.result_info()).job_try == 2  # type: ignore[union-attr]
 
 
 async def test_a_worker_that_lost_its_lease_changes_nothing(
@@ -238,19 +159,6 @@ async def test_a_late_result_is_fenced_off(
     assert "was lost before its end was stored" in caplog.text
     assert await job.result_info() is None
     assert await redis.zscore(QUEUE, job.job_id) is not None
-
-
-async def test_claims_stay_flat_with_many_jobs_that_run_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
-    """Renewed leases stand aside, so that those which are due are at the head."""
-    first = await serve(lease=1, max_jobs=300)
-    running = [await enqueue(redis, "slow", 3) for _ in range(300)]
-    await eventually(lambda: len(first.tasks) == 300)
-    await eventually(lambda: _counts(redis, keys.leases(QUEUE), 300))
-    assert await redis.zcount(QUEUE, "-inf", int(time.time() * 1000)) == 0
-    assert await running[0].status() == JobStatus.in_progress
-    await serve()
-    assert await result(await enqueue(redis, "echo", "through")) == "through"
-    assert {await result(job) for job in running} == {"slept"}
 
 
 async def _counts(redis: ArqRedis, key: str, expected: int) -> bool:

@@ -1,7 +1,8 @@
 """A worker for arq's queues, with arq's wire format; it knows nothing of this project's queues and settings."""
 
 from .context import current_job
-from .retry import Backoff
+from .policies import Backoff, RateLimit
+from .producer import NewJob, enqueue_many
 from .worker import Worker
 
-__all__ = ["Backoff", "Worker", "current_job"]
+__all__ = ["Backoff", "NewJob", "RateLimit", "Worker", "current_job", "enqueue_many"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from arq.constants import expires_extra_ms
@@ -12,9 +11,9 @@ from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
 from . import keys
+from .scripts import script
 
 BATCH = 500
-_REVIVE = Path(__file__).with_name("lua").joinpath("revive.lua")
 
 
 async def ids(redis: Redis, queue_name: str, most: int = -1) -> list[str]:
@@ -42,10 +41,10 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
 
     Left out are those whose payload had expired, and those whose id is in use again.
     """
-    script = redis.register_script(_REVIVE.read_bytes())
+    put_back = script(redis, "revive")
     revived: list[str] = []
     for first in range(0, len(job_ids), BATCH):
-        done = await script(
+        done = await put_back(
             keys=[queue_name, keys.dead(queue_name)],
             args=[
                 timestamp_ms(),

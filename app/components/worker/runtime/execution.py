@@ -14,8 +14,10 @@ from arq.cron import CronJob
 from arq.jobs import DeserializationError, Deserializer, deserialize_job_raw
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
-from .retry import Backoff
+from .policies import Backoff
 from .scripts import Claim
+
+RetryOn = type[Exception] | tuple[type[Exception], ...]
 
 #: A job with no timeout is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
@@ -46,7 +48,7 @@ class Run:
     """A claim in this worker's hands, until its end is stored."""
 
     claim: Claim
-    ends_by_ms: int
+    ends_by: float  #: on the monotonic clock
     job: Job = field(default_factory=Job)
     function: Function | CronJob | None = None
     started_ms: int = 0
@@ -100,16 +102,23 @@ def read(claim: Claim, deserializer: Deserializer | None) -> Job:
 
 
 def decide(
-    error: BaseException, tries: int, max_tries: int, backoff: Backoff | None, *, retry_jobs: bool = True
+    error: BaseException,
+    tries: int,
+    max_tries: int,
+    backoff: Backoff | None,
+    *,
+    retry_on: RetryOn = Exception,
+    retry_jobs: bool = True,
 ) -> Ended | Again:
     """Say what is to become of a job whose try ended with ``error``.
 
-    ``arq.Retry`` asks for another try at a time of its own; any other exception is tried again where the queue has
-    a ``backoff``; cancellation that nobody asked for, and ``RetryJob``, at once. The last try's own error is kept.
+    ``arq.Retry`` asks for another try at a time of its own; any other of ``retry_on`` is tried again where the
+    queue has a ``backoff``; cancellation that nobody asked for, and ``RetryJob``, at once. The last try's own error is
+    kept.
     """
     reason = "timeout" if isinstance(error, TimeoutError) else "failed"
     wanted = isinstance(error, Retry | RetryJob | asyncio.CancelledError)
-    if not retry_jobs or not (wanted or backoff):
+    if not retry_jobs or not (wanted or (backoff and isinstance(error, retry_on))):
         return Ended(False, error, reason)
     if tries >= max_tries:
         exhausted = JobExecutionFailed(f"max {max_tries} retries exceeded")

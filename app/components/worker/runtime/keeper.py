@@ -14,7 +14,7 @@ from time import monotonic
 
 from redis.asyncio import ConnectionPool, Redis
 
-from .scripts import UNAVAILABLE, Scripts
+from .scripts import UNAVAILABLE, Lease, Scripts
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Keeper:
 
     :param redis: whose connection is to be had a second time
     :param scripts: makes the scripts for that second connection
-    :param jobs: the jobs to keep, each with the time in ms by which it has ended for certain; called in the thread
+    :param leases: gives those that are to be kept; called in the thread
     :param lost: told of jobs whose lease is somebody else's now; called in the thread
     :param blocked_log_s: a loop that does not turn for so long has its stack logged
     :param blocked_exit_s: one that does not turn for so long ends the process
@@ -40,7 +40,7 @@ class Keeper:
         redis: Redis,
         scripts: Callable[[Redis], Scripts],
         *,
-        jobs: Callable[[], Iterable[tuple[str, int]]],
+        leases: Callable[[], Iterable[Lease]],
         lost: Callable[[list[str]], None],
         lease_s: float,
         blocked_log_s: float,
@@ -49,7 +49,7 @@ class Keeper:
         source = redis.connection_pool
         self._pool = ConnectionPool(connection_class=source.connection_class, **source.connection_kwargs)
         self._scripts = scripts(Redis(connection_pool=self._pool))
-        self._jobs = jobs
+        self._leases = leases
         self._lost = lost
         self._every_s = lease_s / RENEWALS_PER_LEASE
         self._log_s = blocked_log_s
@@ -92,7 +92,7 @@ class Keeper:
 
     async def _renew(self) -> bool:
         try:
-            lost = await self._scripts.renew(self._jobs())
+            lost = await self._scripts.renew(self._leases())
         except UNAVAILABLE as error:
             logger.warning("leases cannot be renewed: %s", error or type(error).__name__)
             return False

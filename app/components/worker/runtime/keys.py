@@ -13,7 +13,7 @@ ABORT = abort_jobs_ss  #: sorted set: ids of jobs to abort, by the time of the r
 JOB = job_key_prefix  #: + id, string: the payload
 IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs; ours hold the token of the lease
 RESULT = result_key_prefix  #: + id, string: the result
-RETRY = retry_key_prefix  #: + id, integer: tries begun
+RETRY = retry_key_prefix  #: + id, integer: tries that are over; one that a stock worker has begun counts as well
 
 
 def short_name(queue_name: str) -> str:
@@ -37,8 +37,33 @@ def paused(queue_name: str) -> str:
 
 
 def leases(queue_name: str) -> str:
-    """Sorted set: jobs whose lease was renewed at least once, by the time in ms at which it lapses."""
+    """Sorted set: jobs that run, by the time in ms at which their lease lapses."""
     return f"worker:leases:{short_name(queue_name)}"
+
+
+def fence(worker: str) -> str:
+    """Integer: the lowest number that a claim of this worker may have."""
+    return f"worker:fence:{worker}"
+
+
+def begun(queue_name: str) -> str:
+    """List: when the jobs of the last period of the rate limit were claimed, ms."""
+    return f"worker:begun:{short_name(queue_name)}"
+
+
+def unique(queue_name: str, key: str) -> str:
+    """String: the id of the job that holds a unique key, for as long as that job's payload is there."""
+    return f"worker:unique:{short_name(queue_name)}:{key}"
+
+
+def ticks(queue_name: str) -> str:
+    """Hash: the last time in ms for which each cron job was enqueued."""
+    return f"worker:ticks:{short_name(queue_name)}"
+
+
+def started(queue_name: str, cron: str) -> str:
+    """Set: the replicas whose start a cron job's ``run_at_startup`` has answered already."""
+    return f"worker:started:{short_name(queue_name)}:{cron}"
 
 
 def dead(queue_name: str) -> str:

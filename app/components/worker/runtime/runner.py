@@ -19,8 +19,8 @@ from arq.worker import Function, JobExecutionFailed
 from . import keys
 from .commits import Commits
 from .context import RunningJob, current_job
-from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, Run, dead_letter, decide, read
-from .retry import Backoff
+from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, RetryOn, Run, dead_letter, decide, read
+from .policies import Backoff
 from .scripts import Settlement
 
 logger = logging.getLogger(__name__)
@@ -31,12 +31,20 @@ class JobRunner(arq.worker.Worker):
 
     _commits: Commits
 
-    def __init__(self, functions: Sequence[Any] = (), *, backoff: Backoff | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        functions: Sequence[Any] = (),
+        *,
+        backoff: Backoff | None = None,
+        retry_on: RetryOn = Exception,
+        **options: Any,
+    ) -> None:
         # None means no limit, but arq compares it with the functions' own.
         if options.get("job_timeout", 0) is None:
             options["job_timeout"] = NO_TIMEOUT_S
         super().__init__(functions, **options)
         self.backoff = backoff
+        self.retry_on = retry_on
         self._runs: dict[str, Run] = {}  # claimed, and their end not stored yet
         self._hooks: set[asyncio.Task[None]] = set()
 
@@ -59,7 +67,7 @@ class JobRunner(arq.worker.Worker):
         self._set_context(run)
         ctx = {
             **self.ctx,
-            "job_id": claim.job_id,
+            "job_id": claim.lease.job_id,
             "job_try": job.tries,
             "enqueue_time": ms_to_datetime(job.enqueued_ms),
             "score": claim.due_ms,
@@ -118,7 +126,14 @@ class JobRunner(arq.worker.Worker):
             if run.cause is Cause.ABORT:
                 return Ended(False, asyncio.CancelledError(), "aborted")
             error = TimeoutError(f"not done in {timeout_s:g}s")
-        decision = decide(error, job.tries, self._max_tries(function), self.backoff, retry_jobs=self.retry_jobs)
+        decision = decide(
+            error,
+            job.tries,
+            self._max_tries(function),
+            self.backoff,
+            retry_on=self.retry_on,
+            retry_jobs=self.retry_jobs,
+        )
         if isinstance(decision, Again):
             logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, error)
         else:
@@ -144,9 +159,9 @@ class JobRunner(arq.worker.Worker):
                 end.result,
                 run.started_ms,
                 finished_ms,
-                f"{run.claim.job_id}:{job.function}",
+                f"{run.claim.lease.job_id}:{job.function}",
                 self.queue_name,
-                run.claim.job_id,
+                run.claim.lease.job_id,
                 serializer=self.job_serializer,
             )
         if end.success:
@@ -159,14 +174,16 @@ class JobRunner(arq.worker.Worker):
         if end.reason not in (None, "aborted"):
             kind, last = "dead", dead_letter(job, end.result, str(end.reason))
         keep_ms = 0 if forever else int(keep_s * 1000)
-        self._settle(run, Settlement(run.claim.job_id, kind, result or b"", keep_ms, last), after)
+        self._settle(run, Settlement(run.claim.lease, kind, result or b"", keep_ms, last), after)
 
     def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
-        due_ms = timestamp_ms() + int(again.wait_s * 1000) if again.counts else run.claim.due_ms
         self.jobs_retried += 1
-        if not again.counts:
+        if again.counts:
+            settlement = Settlement(run.claim.lease, "again", int(again.wait_s * 1000), run.job.tries, "")
+        else:
             logger.info("given back, its try does not count")
-        self._settle(run, Settlement(run.claim.job_id, "back", due_ms, int(again.counts), ""), after)
+            settlement = Settlement(run.claim.lease, "back", run.claim.due_ms, 0, "")
+        self._settle(run, settlement, after)
 
     def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None) -> None:
         run.settling = True
@@ -176,7 +193,7 @@ class JobRunner(arq.worker.Worker):
             self._forget(run)
             self._end_stored()
             if not ours:
-                logger.warning("the lease of job %s was lost before its end was stored", run.claim.job_id)
+                logger.warning("the lease of job %s was lost before its end was stored", run.claim.lease.job_id)
             elif after:
                 task = self.loop.create_task(after(), context=context)
                 self._hooks.add(task)
@@ -186,15 +203,15 @@ class JobRunner(arq.worker.Worker):
 
     def _forget(self, run: Run) -> None:
         # By now the job may be ours once more: given back, and claimed before the reply came.
-        if self._runs.get(run.claim.job_id) is run:
-            del self._runs[run.claim.job_id]
+        if self._runs.get(run.claim.lease.job_id) is run:
+            del self._runs[run.claim.lease.job_id]
 
     def _max_tries(self, function: Function | CronJob) -> int:
         return self.max_tries if function.max_tries is None else function.max_tries
 
     def _set_context(self, run: Run) -> None:
         short = keys.short_name(self.queue_name)
-        current_job.set(RunningJob(run.claim.job_id, short, run.job.function, run.job.tries))
+        current_job.set(RunningJob(run.claim.lease.job_id, short, run.job.function, run.job.tries))
 
     async def _call_hook(self, name: str, ctx: dict[Any, Any]) -> None:
         """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""

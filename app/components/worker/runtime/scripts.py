@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
-from arq.utils import timestamp_ms
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from . import keys
-from .retry import Backoff
+from .policies import Backoff, RateLimit
 
 #: What Redis answers, or does not, while it restarts, loads, fails over, cannot save, lacks replicas or is full: there
 #: are more such answers than classes for them (MISCONF, NOREPLICAS, …), and to end would help with none.
@@ -20,11 +23,20 @@ UNAVAILABLE = (RedisError, OSError)
 RECONNECT = Backoff(base=0.5, limit=5)
 
 KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day
+KEEP_FENCE_S = 3600  #: more than any socket keeps a command back
 MOST_DEAD = 10_000  #: dead letters that a queue keeps
-#: arq rounds its clock to the millisecond, so that a job enqueued just now may be due half of one from now.
-AHEAD_MS = 1
 
 _LUA = Path(__file__).with_name("lua")
+
+
+@cache
+def _source(name: str) -> bytes:
+    return _LUA.joinpath(f"{name}.lua").read_bytes()
+
+
+def script(redis: Redis, name: str) -> AsyncScript:
+    """Return one of the scripts in ``lua/``, for a connection."""
+    return redis.register_script(_source(name))
 
 
 def cancelled() -> bool:
@@ -33,53 +45,92 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+@dataclass(slots=True)
+class Lease:
+    """The right to run a job, and to say how it ended."""
+
+    job_id: str
+    token: str  #: of the claim that it came of; a later one's where it lapsed and its holder claimed it anew
+
+
 class Claim(NamedTuple):
     """A job that was claimed."""
 
-    job_id: str
+    lease: Lease
     due_ms: int
     tries: int  #: this one included
+    lapsed: bool  #: its last lease has, so that a try of it may still go on
     abort_ms: int | None  #: when its abort was asked for
     payload: bytes | None  #: None where it has expired
 
 
 class Claims(NamedTuple):
     jobs: list[Claim]
-    look_again_ms: int | None  #: when the next job falls due, or the next lease lapses
-    blocked: bool  #: jobs are due that run elsewhere, or the queue is paused
+    wait_s: float | None  #: until the next job falls due, the next lease lapses or the rate limit allows for more
+    blocked: bool  #: jobs may be due that cannot be had now
+    limited: bool  #: by the rate
 
 
 class Settlement(NamedTuple):
     """How a claim ends, as ``settle.lua`` takes it."""
 
-    job_id: str
-    kind: str  #: end, dead or back
+    lease: Lease
+    kind: str  #: end, dead, again or back
     data: bytes | int
     amount: int
     last: bytes | int | str
 
 
 class Scripts:
-    """Runs the scripts for one worker: its token marks the leases."""
+    """Runs the scripts for one worker.
 
-    def __init__(self, redis: Redis, queue_name: str, token: str, lease_s: float) -> None:
+    :param lease_s: seconds until a lease lapses that is not renewed
+    :param ends_s: seconds in which a job has ended for certain
+    :param global_concurrency: jobs of the queue that run at a time, over all replicas; 0 for any number
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        queue_name: str,
+        *,
+        lease_s: float,
+        ends_s: float,
+        rate_limit: RateLimit | None = None,
+        global_concurrency: int = 0,
+    ) -> None:
         self._queue = queue_name
-        self._token = token
         self._lease_ms = int(lease_s * 1000)
-        self._claim, self._renew, self._settle = (
-            redis.register_script(_LUA.joinpath(f"{name}.lua").read_bytes()) for name in ("claim", "renew", "settle")
+        self._ends_ms = int(ends_s * 1000)
+        limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
+        self._limits = (global_concurrency, *limits)
+        self._name = uuid4().hex[:16]
+        self._claims = 0
+        self._claim, self._renew, self._recall, self._settle = (
+            script(redis, name) for name in ("claim", "renew", "recall", "settle")
         )
 
     async def claim(self, wanted: int) -> Claims:
         """Claim up to so many jobs."""
-        look_again, blocked, *flat = await self._claim(
-            keys=[self._queue, keys.paused(self._queue), keys.ABORT, keys.leases(self._queue)],
+        self._claims += 1
+        token = f"{self._name}:{self._claims}"
+        wait_ms, blocked, limited, *flat = await self._claim(
+            keys=[
+                self._queue,
+                keys.paused(self._queue),
+                keys.ABORT,
+                keys.leases(self._queue),
+                keys.fence(self._name),
+                keys.begun(self._queue),
+            ],
             args=[
-                timestamp_ms() + AHEAD_MS,
                 wanted,
-                self._token,
+                token,
+                self._claims,
                 self._lease_ms,
+                self._ends_ms,
                 KEEP_TRIES_S,
+                *self._limits,
                 keys.IN_PROGRESS,
                 keys.JOB,
                 keys.RETRY,
@@ -87,36 +138,42 @@ class Scripts:
         )
         fields = iter(flat)
         jobs = [
-            Claim(job_id.decode(), int(float(due)), tries, int(float(abort)) if abort else None, payload)
-            for job_id, due, tries, abort, payload in zip(fields, fields, fields, fields, fields, strict=True)
+            Claim(
+                Lease(job_id.decode(), token),
+                int(float(due)),
+                tries,
+                bool(lapsed),
+                int(float(abort)) if abort else None,
+                payload,
+            )
+            for job_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True)
         ]
-        return Claims(jobs, int(float(look_again)) if look_again else None, bool(blocked))
+        return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
-    async def renew(self, jobs: Iterable[tuple[str, int]]) -> list[str]:
-        """Renew leases, given with the time in ms by which each job has ended; return the ids that are lost."""
-        flat = [field for job in jobs for field in job]
+    async def renew(self, leases: Iterable[Lease]) -> list[str]:
+        """Renew leases; return the ids of those that are lost."""
+        flat = [field for lease in leases for field in (lease.job_id, lease.token)]
         if not flat:
             return []
         lost = await self._renew(
             keys=[self._queue, keys.leases(self._queue)],
-            args=[self._token, timestamp_ms(), self._lease_ms, keys.IN_PROGRESS, *flat],
+            args=[self._lease_ms, self._ends_ms, keys.IN_PROGRESS, *flat],
         )
         return [job_id.decode() for job_id in lost]
 
+    async def recall(self, known: Iterable[str]) -> int:
+        """Give back the claims whose reply was lost, which are all but those of these ids; return how many."""
+        recalled: int = await self._recall(
+            keys=[self._queue, keys.leases(self._queue), keys.fence(self._name)],
+            args=[self._claims + 1, KEEP_FENCE_S, f"{self._name}:", keys.IN_PROGRESS, *known],
+        )
+        return recalled
+
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
         """End claims; return for each 1, or 0 where the lease was no longer ours."""
-        flat = [field for settlement in batch for field in settlement]
+        flat = [field for lease, *end in batch for field in (lease.job_id, lease.token, *end)]
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue)],
-            args=[
-                self._token,
-                timestamp_ms(),
-                MOST_DEAD,
-                keys.IN_PROGRESS,
-                keys.JOB,
-                keys.RETRY,
-                keys.RESULT,
-                *flat,
-            ],
+            args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, *flat],
         )
         return settled

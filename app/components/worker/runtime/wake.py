@@ -18,7 +18,7 @@ SILENCE_S = 5.0
 
 
 class Listener:
-    """Calls ``on_job`` when a job is enqueued, ``on_abort`` when an abort is asked for.
+    """Calls ``on_job`` when a job is enqueued, ``on_end`` when one has ended, ``on_abort`` when an abort is asked for.
 
     It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
     busy one finds its next jobs by itself, and would read a message for each that is enqueued.
@@ -31,13 +31,21 @@ class Listener:
         database: int,
         *,
         on_job: Callable[[], None],
+        on_end: Callable[[], None] | None = None,
         on_abort: Callable[[], None],
     ) -> None:
         self._redis = redis
         self._probe = f"worker:probe:{uuid4().hex}"
         self._proved = False
-        handlers = {queue_name: on_job, keys.ABORT: on_abort, self._probe: self._prove}
-        self._handlers = {f"__keyspace@{database}__:{key}".encode(): call for key, call in handlers.items()}
+        handlers = {
+            (queue_name, b"zadd"): on_job,
+            (queue_name, b"zrem"): on_end,
+            (keys.ABORT, b"zadd"): on_abort,
+            (self._probe, b"zadd"): self._prove,
+        }
+        self._handlers = {
+            (f"__keyspace@{database}__:{key}".encode(), event): call for (key, event), call in handlers.items() if call
+        }
         self._on_loss = on_job
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +65,7 @@ class Listener:
     async def start(self) -> None:
         """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        await pubsub.subscribe(*self._handlers)
+        await pubsub.subscribe(*{channel for channel, _ in self._handlers})
         self._task = asyncio.create_task(self._read(pubsub))
         if not self._proved:
             with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
@@ -75,8 +83,8 @@ class Listener:
             while not cancelled():
                 # With a timeout: without, the connection's own for replies would end the silence.
                 message = await pubsub.get_message(timeout=SILENCE_S)
-                if message and message["data"] == b"zadd":
-                    self._handlers[message["channel"]]()
+                if message and (call := self._handlers.get((message["channel"], message["data"]))):
+                    call()
         except UNAVAILABLE:
             self._on_loss()  # the worker looks for itself, and starts anew
         finally:

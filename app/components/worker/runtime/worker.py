@@ -12,26 +12,26 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from signal import Signals
 from time import monotonic, time
 from typing import Any
-from uuid import uuid4
 
 from arq.connections import create_pool
-from arq.utils import timestamp_ms
 
 from . import health, keys
 from .commits import MOST_JOBS, Commits
+from .cron import Cron
 from .execution import Again, Cause, Run
 from .keeper import Keeper
-from .retry import Backoff
+from .policies import RateLimit
 from .runner import JobRunner
-from .scripts import RECONNECT, UNAVAILABLE, Claim, Scripts, cancelled
+from .scripts import RECONNECT, UNAVAILABLE, Claim, Lease, Scripts, cancelled
 from .wake import Listener
 
 if not version("arq").startswith("0.28."):
@@ -45,15 +45,19 @@ CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process 
 STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process ends without them
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
-BLOCKED_LOOK_S = 1.0  #: while jobs are due that run elsewhere: a worker may die before it first renews its lease
+BLOCKED_LOOK_S = 1.0  #: while jobs are due that stock workers run, or that have to wait for others to end
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
 OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
+SPREAD_S = 0.002  #: for each replica: over so long the looks of those are spread that would come too late anyway
 
 
 class Worker(JobRunner):
     """Runs the jobs of one queue; takes every argument of ``arq.worker.Worker``, and these.
 
     :param backoff: wait between the tries of a job that raises; None fails it at once, as arq does
+    :param retry_on: the exceptions that are tried again, with a ``backoff``; ``Retry`` and its kind always are
+    :param rate_limit: jobs that begin in a time, over all replicas, such as ``"10/s"`` or ``RateLimit(10, 1)``
+    :param global_concurrency: jobs of the queue that run at a time, over all replicas; 0 for any number
     :param replica: this process's name among the queue's replicas; the host's name by default
     :param on_beat: called about once a second for as long as the loop turns and Redis answers
     :param lease: seconds until the jobs of a worker that died are claimed by others
@@ -65,7 +69,8 @@ class Worker(JobRunner):
         self,
         functions: Sequence[Any] = (),
         *,
-        backoff: Backoff | None = None,
+        rate_limit: RateLimit | str | None = None,
+        global_concurrency: int = 0,
         replica: str | None = None,
         on_beat: Callable[[], object] | None = None,
         lease: float = 12,
@@ -73,18 +78,24 @@ class Worker(JobRunner):
         blocked_exit: float = 120,
         **options: Any,
     ) -> None:
-        super().__init__(functions, backoff=backoff, **options)
+        super().__init__(functions, **options)
+        self.rate_limit = RateLimit.parse(rate_limit) if isinstance(rate_limit, str) else rate_limit
+        self.global_concurrency = global_concurrency
         self.replica = replica or socket.gethostname()
         self.on_beat = on_beat
         self.lease_s = lease
         self.blocked_log_s = blocked_log
         self.blocked_exit_s = blocked_exit
-        self._token = uuid4().hex
         self._wake = asyncio.Event()  # for a look at the queue
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
         self._behind = False  # with storing ends
+        self._dry = False  # nothing was due at the last look, and no end was stored since
         self._failures = 0  # looks in a row that Redis refused
+        self._told = False  # of a job, since the last look
+        self._late = False  # others were quicker when we were told last
+        self._told_later: asyncio.TimerHandle | None = None
+        self._replicas = 1
         self._stop_at: float | None = None
         self._last_beat = 0.0
         self._started_at = time()
@@ -117,12 +128,18 @@ class Worker(JobRunner):
         self._commits = Commits(self._scripts)
         database = self.pool.connection_pool.connection_kwargs.get("db", 0)
         self._listener = Listener(
-            self.pool, self.queue_name, database, on_job=self._wake.set, on_abort=self._urgent.set
+            self.pool,
+            self.queue_name,
+            database,
+            on_job=self._tell,
+            on_end=self._tell if self.global_concurrency else None,
+            on_abort=self._urgent.set,
         )
+        self._cron = Cron(self.pool, self.queue_name, self.replica, self.cron_jobs)
         self._keeper = Keeper(
             self.pool,
             self._make_scripts,
-            jobs=self._leases,
+            leases=self._leases,
             lost=self._lose_from_thread,
             lease_s=self.lease_s,
             blocked_log_s=self.blocked_log_s,
@@ -139,7 +156,14 @@ class Worker(JobRunner):
             await asyncio.gather(pulse, return_exceptions=True)
 
     def _make_scripts(self, redis: Any) -> Scripts:
-        return Scripts(redis, self.queue_name, self._token, self.lease_s)
+        return Scripts(
+            redis,
+            self.queue_name,
+            lease_s=self.lease_s,
+            ends_s=self.in_progress_timeout_s + CLEANUP_MARGIN_S,
+            rate_limit=self.rate_limit,
+            global_concurrency=self.global_concurrency,
+        )
 
     async def close(self) -> None:
         """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
@@ -199,7 +223,7 @@ class Worker(JobRunner):
         away_since = 0.0
         while True:
             try:
-                if await self._is_over():
+                if self._is_over():
                     return
                 if self._failures:
                     await self._return(monotonic() - away_since)
@@ -215,8 +239,9 @@ class Worker(JobRunner):
             await self._nap(wait_s)
 
     async def _return(self, away_s: float) -> None:
-        """Renew our own leases before anything is claimed, and let others renew theirs."""
+        """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
         self._lose(await self._scripts.renew(self._leases()))
+        await self._scripts.recall(self._runs)
         if away_s > self.lease_s / 2:
             await asyncio.sleep(OTHERS_FIRST_S)
 
@@ -232,23 +257,37 @@ class Worker(JobRunner):
         self._behind = wanted <= 0
         if self._behind:
             return IDLE_LOOK_S  # an end that is stored wakes us
+        told, self._told = self._told, False
         claims = await self._scripts.claim(wanted)
         for claim in claims.jobs:
             self._start(claim)
+        self._dry = not (claims.jobs or claims.blocked or claims.limited)
+        if claims.jobs or told:
+            self._late = not claims.jobs
         if len(claims.jobs) == wanted < free:
             return 0
-        if len(claims.jobs) == free:
+        if len(claims.jobs) == free or claims.limited:
             await self._listener.stop()  # there is more than we can take: no need to be told
-            return IDLE_LOOK_S
+            return claims.wait_s if claims.limited and claims.wait_s is not None else IDLE_LOOK_S
         if not self._listener.listening and not self.burst:
             await self._listener.start()
             return 0  # for what was enqueued meanwhile
         wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
-        if claims.look_again_ms is not None:
-            wait_s = min(wait_s, max(0.0, (claims.look_again_ms - timestamp_ms()) / 1000))
-        return wait_s
+        return wait_s if claims.wait_s is None else min(wait_s, claims.wait_s)
+
+    def _tell(self) -> None:
+        """A job was enqueued: look at once, or, where others are quicker anyway, after some of them."""
+        if not self._late or self._replicas == 1:
+            self._told = True
+            self._wake.set()
+        elif self._told_later is None:
+            self._told_later = self.loop.call_later(random.uniform(0, SPREAD_S * self._replicas), self._tell_late)
+
+    def _tell_late(self) -> None:
+        self._told_later, self._told = None, True
+        self._wake.set()
 
     async def _nap(self, wait_s: float) -> None:
         """Wait until the next look; a job's end, a new job or a signal cuts it short."""
@@ -262,44 +301,45 @@ class Worker(JobRunner):
             await asyncio.sleep(0)  # jobs that can end now do, and their slots are claimed for together
         self._wake.clear()
 
-    async def _is_over(self) -> bool:
+    def _is_over(self) -> bool:
         if self._stop_at is not None:
             return not self.tasks or monotonic() >= self._stop_at
         if not self.burst or self.tasks or self._commits.pending:
             return False
-        if 0 <= self.max_burst_jobs <= self._jobs_started():
-            return True
-        return not await self.pool.zcount(self.queue_name, "-inf", timestamp_ms())
+        return self._dry or 0 <= self.max_burst_jobs <= self._jobs_started()
 
     def _end_stored(self) -> None:
+        self._dry = False  # a job that is to run again may be due
         if self.burst or self._behind:
             self._wake.set()
 
     def _start(self, claim: Claim) -> None:
-        timeout_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S
-        run = Run(claim, timestamp_ms() + int(timeout_s * 1000))
-        self._runs[claim.job_id] = run
+        if claim.lapsed and (run := self._runs.get(claim.lease.job_id)):  # it was ours, and we are at it still
+            run.claim.lease.token = claim.lease.token
+            return
+        run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
+        self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way
             self._settle_back(run, Again(counts=False))
             return
-        run.task = self.tasks[claim.job_id] = self.loop.create_task(self._carry(run))
+        run.task = self.tasks[claim.lease.job_id] = self.loop.create_task(self._carry(run))
         run.task.add_done_callback(partial(self._ended, run))
 
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
-        if self.tasks.get(run.claim.job_id) is task:
-            del self.tasks[run.claim.job_id]
+        if self.tasks.get(run.claim.lease.job_id) is task:
+            del self.tasks[run.claim.lease.job_id]
         self._wake.set()
         if task.cancelled():
-            logger.error("job %s did not end in time: its lease will lapse", run.claim.job_id)
+            logger.error("job %s did not end in time: its lease will lapse", run.claim.lease.job_id)
         elif error := task.exception():
-            logger.critical("job %s ended outside its bounds", run.claim.job_id, exc_info=error)
+            logger.critical("job %s ended outside its bounds", run.claim.lease.job_id, exc_info=error)
 
     # -- leases, aborts, health ----------------------------------------------------------------------------------
 
-    def _leases(self) -> list[tuple[str, int]]:
-        """Jobs whose leases are to be renewed; one that should have ended long ago is left to others."""
-        now_ms, runs = timestamp_ms(), list(self._runs.values())
-        return [(run.claim.job_id, run.ends_by_ms) for run in runs if run.settling or run.ends_by_ms > now_ms]
+    def _leases(self) -> list[Lease]:
+        """Leases that are to be renewed; that of a job which should have ended long ago is left to others."""
+        now, runs = monotonic(), list(self._runs.values())
+        return [run.claim.lease for run in runs if run.settling or run.ends_by > now]
 
     def _lose_from_thread(self, job_ids: list[str]) -> None:
         self.loop.call_soon_threadsafe(self._lose, job_ids)
@@ -349,7 +389,7 @@ class Worker(JobRunner):
             "failed": self.jobs_failed,
             "retried": self.jobs_retried,
         }
-        await health.record(
+        self._replicas = await health.record(
             self.pool,
             self.queue_name,
             self.replica,
@@ -361,4 +401,4 @@ class Worker(JobRunner):
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
         if self.allow_pick_jobs:
-            await super().run_cron(n, delay, num_windows)
+            await self._cron.enqueue_due(n, timedelta(seconds=delay * num_windows))

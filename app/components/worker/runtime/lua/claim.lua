@@ -1,72 +1,92 @@
 #!lua flags=allow-oom
 --[[
-  Claim jobs that are due: each gets a lease that bears our token, its try is counted, and its payload comes back, in
-  one step. Jobs whose lease lapsed come first. It runs also when memory is full: claimed jobs make room.
+  Claim jobs that are due: each gets a lease that bears our token, stands aside in the queue until it has ended for
+  certain, and its payload comes back, in one step. Jobs whose lease lapsed come first. The time is the server's, so
+  that replicas with clocks of their own agree. It runs also when memory is full: claimed jobs make room.
 
   KEYS[1]  queue, sorted set: job ids by due time in ms
   KEYS[2]  exists while the queue is paused
   KEYS[3]  sorted set: ids of jobs to abort, by the time of the request in ms
   KEYS[4]  leases, sorted set: job ids by the time in ms at which each lapses
+  KEYS[5]  the worker's fence: claims with a lower number come too late
+  KEYS[6]  list: the times in ms at which the jobs of the last period were claimed
 
-  ARGV[1]  now, ms since the epoch
-  ARGV[2]  most jobs to claim
-  ARGV[3]  token
+  ARGV[1]  most jobs to claim
+  ARGV[2]  token, of this claim alone
+  ARGV[3]  its number
   ARGV[4]  ms until a lease lapses
-  ARGV[5]  seconds to keep the count of tries
-  ARGV[6]  prefix of in-progress keys
-  ARGV[7]  prefix of payload keys
-  ARGV[8]  prefix of keys that count tries
+  ARGV[5]  ms in which a job has ended for certain
+  ARGV[6]  seconds to keep the count of tries
+  ARGV[7]  most jobs that run at a time, over all replicas; 0 for no limit
+  ARGV[8]  most jobs to begin in a period, over all replicas; 0 for no limit
+  ARGV[9]  that period, ms
+  ARGV[10] prefix of in-progress keys
+  ARGV[11] prefix of payload keys
+  ARGV[12] prefix of keys that count the tries that are over
 
-  Returns { time in ms at which to look again or nil, 1 if jobs are due that cannot be had now, and for each job:
-            id, due time, tries begun, time of the request to abort it or nil, payload or nil }
+  Returns { ms after which to look again or nil, 1 if jobs may be due that cannot be had now, 1 if the rate limit is
+            reached, and for each job: id, due time, which try this is, 1 if its last lease lapsed, time of the
+            request to abort it or nil, payload or nil }
 ]]
-local queue, abort, leases = KEYS[1], KEYS[3], KEYS[4]
-local now, wanted, token = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local reply, payloads = { false, 0 }, {}
+local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
+local wanted, token, lease_ms, ends_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local in_progress, job, retry = ARGV[10], ARGV[11], ARGV[12]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply = { false, 0, 0 }
 
+if tonumber(redis.call('GET', KEYS[5]) or 0) > tonumber(ARGV[3]) then
+  return reply
+end
 if redis.call('EXISTS', KEYS[2]) == 1 then
   reply[2] = 1
   return reply
 end
-local aborts = redis.call('ZCARD', abort) > 0
-
-local function claim(id, due)
-  if not redis.call('SET', ARGV[6] .. id, token, 'NX', 'PX', ARGV[4]) then
-    return false
+if most_begun > 0 then
+  local oldest = redis.call('LINDEX', begun, 0)
+  while oldest and tonumber(oldest) <= now - period do
+    redis.call('LPOP', begun)
+    oldest = redis.call('LINDEX', begun, 0)
   end
-  local tries, asked = 1, false
-  if not redis.call('SET', ARGV[8] .. id, 1, 'NX', 'EX', ARGV[5]) then
-    tries = redis.call('INCR', ARGV[8] .. id)
-  end
-  if aborts then
-    asked = redis.call('ZSCORE', abort, id)
-    redis.call('ZREM', abort, id)
-  end
-  payloads[#payloads + 1] = ARGV[7] .. id
-  local at = #reply
-  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = id, due, tries, asked
-  reply[at + 5] = false
-  return true
+  wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, wanted)) do
-  local due = redis.call('ZSCORE', queue, id)
-  if not due or claim(id, due) then
-    redis.call('ZREM', leases, id) -- it ended in a stock worker; or it is ours, and entered when first renewed
-  else
-    redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it, or the mark is about to expire
+local ids, due_at, lapsed = {}, {}, 0
+local function take(id, due)
+  local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PX', lease_ms)
+  if taken then
+    ids[#ids + 1], due_at[#ids + 1] = id, due
   end
+  return taken
 end
 
--- Jobs that have just begun elsewhere are still at the head, so the first page may hold none that is free.
-local page, offset = wanted - #payloads + 100, 0
-while #payloads < wanted do
-  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', offset, page)
+if wanted > 0 then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, wanted)) do
+    if not redis.call('ZSCORE', queue, id) then
+      redis.call('ZREM', leases, id) -- it ended in a stock worker
+    elseif not take(id, now) then
+      redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it
+    end
+  end
+  lapsed = #ids
+end
+if most_running > 0 then
+  local free = math.max(0, most_running - redis.call('ZCARD', leases))
+  reply[2] = lapsed + free < wanted and 1 or 0
+  wanted = math.min(wanted, lapsed + free)
+end
+
+-- arq rounds its clock to the millisecond: a job enqueued just now may be due half of one from now. Those that a stock
+-- worker runs are at the head too, so that the first page may hold none that is free.
+local page, offset = wanted - #ids + 20, 0
+while #ids < wanted do
+  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES', 'LIMIT', offset, page)
   for i = 1, #due, 2 do
-    if #payloads == wanted then
+    if #ids == wanted then
       break
     end
-    if not claim(due[i], due[i + 1]) then
+    if not take(due[i], due[i + 1]) then
       reply[2] = 1
     end
   end
@@ -76,18 +96,45 @@ while #payloads < wanted do
   offset = offset + page
 end
 
-for first = 1, #payloads, 1000 do
-  local found = redis.call('MGET', unpack(payloads, first, math.min(first + 999, #payloads)))
-  for i = 1, #found do
-    reply[2 + 5 * (first + i - 1)] = found[i]
+if #ids > 0 then
+  local entries, wants, times = {}, {}, {}
+  for i, id in ipairs(ids) do
+    -- Not ZADD, of which idle replicas would be told as of a new job.
+    redis.call('ZINCRBY', queue, now + ends_ms - due_at[i], id)
+    entries[2 * i - 1], entries[2 * i] = now + lease_ms, id
+    wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
+    times[i] = now
+  end
+  redis.call('ZADD', leases, unpack(entries))
+  if most_begun > 0 then
+    redis.call('RPUSH', begun, unpack(times))
+    redis.call('PEXPIRE', begun, period)
+  end
+  local found = redis.call('MGET', unpack(wants))
+  local aborts = redis.call('ZCARD', abort) > 0
+  for i, id in ipairs(ids) do
+    local tries, has_lapsed, asked, at = tonumber(found[2 * i] or 0) + 1, 0, false, #reply
+    if i <= lapsed then
+      redis.call('SET', retry .. id, tries, 'EX', ARGV[6]) -- the try of the worker that is gone
+      tries, has_lapsed = tries + 1, 1
+    end
+    if aborts then
+      asked = redis.call('ZSCORE', abort, id)
+      redis.call('ZREM', abort, id)
+    end
+    reply[at + 1], reply[at + 2], reply[at + 3] = id, due_at[i], tries
+    reply[at + 4], reply[at + 5], reply[at + 6] = has_lapsed, asked, found[2 * i - 1]
   end
 end
 
-local due = redis.call('ZRANGEBYSCORE', queue, '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-local lapses = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2]
-if due and lapses then
-  reply[1] = tonumber(due) < tonumber(lapses) and due or lapses
-else
-  reply[1] = due or lapses or false
+local next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
+local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
+if lapses and (not next_look or lapses < next_look) then
+  next_look = lapses
 end
+if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
+  next_look = redis.call('LINDEX', begun, 0) + period
+  reply[3] = 1
+end
+reply[1] = next_look and math.max(0, next_look - now) or false
 return reply

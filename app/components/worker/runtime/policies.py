@@ -1,9 +1,13 @@
-"""When a failing job is tried again."""
+"""What a queue may ask for beyond arq: how failing jobs are tried again, and how many jobs begin in a time."""
 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
+from typing import Self
+
+_PERIODS_S = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +26,18 @@ class Backoff:
         """Return the seconds to wait after ``tries`` tries have failed."""
         # The exponent is bounded because 2.0 ** 1024 overflows.
         return random.uniform(0, min(self.limit, self.base * 2.0 ** min(tries - 1, 64)))
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most so many jobs begin in any period of so many seconds, wherever one looks; each try counts."""
+
+    jobs: int
+    seconds: float = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``10/s``, ``300/m`` or ``5/h``, as Celery writes it. Raises ``ValueError`` for anything else."""
+        if not (match := re.fullmatch(r"([1-9]\d*)/([smh])", text)):
+            raise ValueError(f"a rate limit is written 10/s, 300/m or 5/h, not {text!r}")
+        return cls(int(match[1]), _PERIODS_S[match[2]])

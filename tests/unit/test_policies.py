@@ -9,7 +9,7 @@ from arq import Retry
 from arq.worker import JobExecutionFailed, RetryJob
 
 from app.components.worker.runtime.execution import Again, Ended, decide
-from app.components.worker.runtime.retry import Backoff
+from app.components.worker.runtime.policies import Backoff
 
 BACKOFF = Backoff(base=2, limit=60)
 

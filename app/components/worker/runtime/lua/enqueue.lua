@@ -1,0 +1,38 @@
+#!lua
+--[[
+  Enqueue a batch of jobs, as arq does one: a job whose id is in use, or whose unique key a job holds that is not over
+  yet, is left out.
+
+  KEYS[1]  queue, sorted set: job ids by due time in ms
+
+  ARGV[1]  prefix of payload keys
+  ARGV[2]  prefix of result keys
+  ARGV[3]  prefix of unique keys
+  and five for each job: ARGV[n] its id, ARGV[n + 1] payload, ARGV[n + 2] due time in ms, ARGV[n + 3] ms to keep the
+  payload, ARGV[n + 4] unique key, '' for none
+
+  Returns for each job 1, or 0 where it was left out.
+]]
+local job, result, unique = ARGV[1], ARGV[2], ARGV[3]
+local enqueued, entries = {}, {}
+
+for n = 4, #ARGV, 5 do
+  local id, payload, due, keep, key = unpack(ARGV, n, n + 4)
+  local free = redis.call('EXISTS', job .. id, result .. id) == 0
+  if free and key ~= '' then
+    local holder = redis.call('GET', unique .. key)
+    free = not holder or redis.call('EXISTS', job .. holder) == 0
+    if free then
+      redis.call('SET', unique .. key, id, 'PX', keep)
+    end
+  end
+  if free then
+    redis.call('SET', job .. id, payload, 'PX', keep)
+    entries[#entries + 1], entries[#entries + 2] = due, id
+  end
+  enqueued[#enqueued + 1] = free and 1 or 0
+end
+if #entries > 0 then
+  redis.call('ZADD', KEYS[1], unpack(entries)) -- once: each is an event that workers hear of
+end
+return enqueued

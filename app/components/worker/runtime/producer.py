@@ -1,0 +1,78 @@
+"""Enqueueing many jobs at a time, each as a stock producer would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+from arq.jobs import Job, serialize_job
+from arq.utils import timestamp_ms, to_unix_ms
+
+from . import keys
+from .scripts import script
+
+BATCH_JOBS = 500  #: Redis does nothing else meanwhile
+BATCH_BYTES = 4 << 20
+
+Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be enqueued; the fields are the arguments of ``ArqRedis.enqueue_job``, less the underscore."""
+
+    function: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    job_id: str | None = None
+    defer_until: datetime | None = None
+    defer_by: float = 0  #: seconds
+    expires: float | None = None  #: seconds from now after which it is not begun any more; a day after it is due
+    #: Refused while a job of the queue that has the same key waits or runs, though its id differs.
+    unique: str | None = None
+
+
+async def enqueue_many(redis: ArqRedis, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
+    """Enqueue jobs, in one round trip for each batch of 500, or of 4 MiB; each batch is whole or not at all.
+
+    :param redis: its serializer and its default queue are used, as by ``enqueue_job``
+    :return: for each its ``Job``, or None where its id or its unique key is in use
+    """
+    queue_name = queue_name or redis.default_queue_name
+    enqueue = script(redis, "enqueue")
+    prefixes = (keys.JOB, keys.RESULT, keys.unique(queue_name, ""))
+    done: list[Job | None] = []
+    for batch in _batches(redis, jobs):
+        flat = [field for fields in batch for field in fields]
+        flags = await enqueue(keys=[queue_name], args=[*prefixes, *flat])
+        done += [
+            Job(fields[0], redis, queue_name, redis.job_deserializer) if enqueued else None
+            for fields, enqueued in zip(batch, flags, strict=True)
+        ]
+    return done
+
+
+def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:
+    batch: list[Fields] = []
+    size = 0
+    for job in jobs:
+        fields = _fields(redis, job)
+        batch.append(fields)
+        size += len(fields[1])
+        if len(batch) == BATCH_JOBS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fields(redis: ArqRedis, job: NewJob) -> Fields:
+    now_ms = timestamp_ms()
+    due_ms = to_unix_ms(job.defer_until) if job.defer_until else now_ms + int(job.defer_by * 1000)
+    keep_ms = int(job.expires * 1000) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
+    payload = serialize_job(job.function, job.args, job.kwargs, None, now_ms, serializer=redis.job_serializer)
+    return job.job_id or uuid4().hex, payload, due_ms, keep_ms, job.unique or ""

@@ -1,0 +1,161 @@
+"""Claims whose reply is lost, copies of commands that arrive late, replicas that idle together, clocks that differ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from arq.connections import ArqRedis
+from arq.jobs import JobStatus
+from arq.utils import timestamp_ms
+from redis.exceptions import ConnectionError
+
+from app.components.worker.runtime import Backoff, keys
+from app.components.worker.runtime.scripts import Claims, Scripts, Settlement
+from tests.conftest import eventually
+from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
+
+
+def scripts_of(redis: ArqRedis, lease_s: float = 60) -> Scripts:
+    return Scripts(redis, QUEUE, lease_s=lease_s, ends_s=600)
+
+
+async def test_a_claim_whose_reply_is_lost_burns_no_try(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs go back as soon as Redis is there again, and are claimed anew."""
+    lost: list[str] = []
+    whole = Scripts.claim
+
+    async def claim(self: Scripts, wanted: int) -> Claims:
+        claims = await whole(self, wanted)
+        if claims.jobs and not lost:
+            lost.extend(claim.lease.job_id for claim in claims.jobs)
+            raise ConnectionError("the reply is lost")
+        return claims
+
+    monkeypatch.setattr(Scripts, "claim", claim)
+    await serve(lease=60, max_tries=1)
+    job = await enqueue(redis, "counted", 0)
+    assert await result(job, within_s=5) == 1
+    assert lost == [job.job_id]
+    assert (await job.result_info()).job_try == 1  # type: ignore[union-attr]
+
+
+async def test_a_claim_that_arrives_late_takes_nothing(redis: ArqRedis) -> None:
+    await enqueue(redis, "echo")
+    ours, others = scripts_of(redis), scripts_of(redis)
+    assert await ours.recall([]) == 0
+    ours._claims -= 1  # the copy of an earlier one
+    assert (await ours.claim(1)).jobs == []
+    assert len((await ours.claim(1)).jobs) == 1, "the next one is in time"
+    await enqueue(redis, "echo")
+    assert len((await others.claim(1)).jobs) == 1, "other workers have fences of their own"
+
+
+async def test_only_claims_that_nobody_knows_are_recalled(redis: ArqRedis) -> None:
+    jobs = [await enqueue(redis, "echo") for _ in range(3)]
+    ours, others = scripts_of(redis), scripts_of(redis)
+    (known,) = (await ours.claim(1)).jobs
+    (forgotten,) = (await ours.claim(1)).jobs
+    await others.claim(1)
+    assert await ours.recall([known.lease.job_id]) == 1
+    assert await redis.exists(*(keys.IN_PROGRESS + job.job_id for job in jobs)) == 2
+    (again,) = (await ours.claim(3)).jobs
+    assert (again.lease.job_id, again.tries) == (forgotten.lease.job_id, 1)
+
+
+async def test_a_copy_of_a_settlement_does_not_touch_the_next_claim(redis: ArqRedis) -> None:
+    job = await enqueue(redis, "echo")
+    ours = scripts_of(redis)
+    (first,) = (await ours.claim(1)).jobs
+    back = Settlement(first.lease, "back", first.due_ms, 0, "")
+    assert await ours.settle([back]) == [1]
+    (second,) = (await ours.claim(1)).jobs
+    assert second.lease.token != first.lease.token
+    assert await ours.settle([back]) == [0]
+    assert await job.status() == JobStatus.in_progress
+    assert await ours.settle([Settlement(second.lease, "end", b"", 1000, 0)]) == [1]
+    assert await ours.settle([Settlement(second.lease, "end", b"", 1000, 0)]) == [0]
+
+
+async def test_a_job_of_a_lapsed_lease_that_is_given_back_is_due(redis: ArqRedis) -> None:
+    await enqueue(redis, "echo")
+    await scripts_of(redis, lease_s=0.05).claim(1)
+    await asyncio.sleep(0.1)
+    ours = scripts_of(redis)
+    (claim,) = (await ours.claim(1)).jobs
+    assert claim.tries == 2
+    await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")])
+    (again,) = (await ours.claim(1)).jobs
+    assert again.tries == 2
+
+
+async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
+    first = await serve(max_jobs=300)
+    running = [await enqueue(redis, "slow", 2) for _ in range(300)]
+    await eventually(lambda: len(first.tasks) == 300)
+    assert await redis.zcount(QUEUE, "-inf", timestamp_ms()) == 0
+    assert await redis.zcard(keys.leases(QUEUE)) == 300
+    assert await running[0].status() == JobStatus.in_progress
+    await serve()
+    assert await result(await enqueue(redis, "echo", "through")) == "through"
+    assert {await result(job) for job in running} == {"slept"}
+
+
+async def test_replicas_that_come_too_late_let_others_go_first(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job wakes them all; with no order among them, each of ten would look for each job."""
+    looks = 0
+    whole = Scripts.claim
+
+    async def claim(self: Scripts, wanted: int) -> Claims:
+        nonlocal looks
+        looks += 1
+        return await whole(self, wanted)
+
+    replicas = [await serve() for _ in range(10)]
+    await eventually(lambda: all(replica._replicas == 10 for replica in replicas))
+    monkeypatch.setattr(Scripts, "claim", claim)
+    for n in range(300):
+        await enqueue(redis, "echo", n)
+    await eventually(lambda: sum(replica.jobs_complete for replica in replicas) == 300)
+    assert looks < 300 * 10 / 2
+
+
+async def test_a_lease_that_lapsed_and_was_claimed_by_nobody_else_is_taken_up_again(
+    redis: ArqRedis, serve: MakeWorker
+) -> None:
+    """As after a pause of the whole process: what it still runs ends once, and ends as ours."""
+    worker = await serve(lease=60)
+    job = await enqueue(redis, "counted", 1)
+    await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
+    (before,) = worker._leases()
+    await redis.delete(keys.IN_PROGRESS + job.job_id)
+    await redis.zadd(keys.leases(QUEUE), {job.job_id: 1})
+    token = before.token
+    await enqueue(redis, "echo")  # has it look
+    await eventually(lambda: worker._leases()[0].token != token)
+    assert await result(job) == 1
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
+    assert (await job.result_info()).job_try == 1  # type: ignore[union-attr]
+
+
+async def test_a_job_that_is_claimed_again_before_we_hear_that_it_was_settled_runs(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Scripts.settle
+
+    async def settle(self: Scripts, batch: Sequence[Settlement]) -> list[int]:
+        taken = await whole(self, batch)
+        await asyncio.sleep(0.2)  # the event comes first
+        return taken
+
+    monkeypatch.setattr(Scripts, "settle", settle)
+    await serve(backoff=Backoff(0.001, 0.001), max_tries=3)
+    job = await enqueue(redis, "fails")
+    with pytest.raises(KeyError):
+        await result(job, within_s=3)
+    assert (await job.result_info()).job_try == 3  # type: ignore[union-attr]

@@ -1,0 +1,81 @@
+"""``enqueue_many``: jobs as a stock producer makes them, many at a time."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from arq.connections import ArqRedis
+from redis.exceptions import OutOfMemoryError
+
+from app.components.worker.runtime import NewJob, enqueue_many, keys
+from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
+
+
+async def test_its_jobs_are_those_of_a_stock_producer(redis: ArqRedis) -> None:
+    when = datetime.now(UTC) + timedelta(hours=1)
+    stock = [
+        await redis.enqueue_job("f", 1, _job_id="a", _queue_name=QUEUE, x=2),
+        await redis.enqueue_job("f", _job_id="b", _queue_name=QUEUE, _defer_by=60, _expires=90),
+        await redis.enqueue_job("f", _job_id="c", _queue_name=QUEUE, _defer_until=when),
+    ]
+    many = await enqueue_many(
+        redis,
+        [
+            NewJob("f", (1,), {"x": 2}, job_id="A"),
+            NewJob("f", job_id="B", defer_by=60, expires=90),
+            NewJob("f", job_id="C", defer_until=when),
+        ],
+        queue_name=QUEUE,
+    )
+    for theirs, ours in zip(stock, many, strict=True):
+        assert theirs is not None
+        assert ours is not None
+        expected, found = await theirs.info(), await ours.info()
+        assert expected is not None
+        assert found is not None
+        assert (found.function, found.args, found.kwargs) == (expected.function, expected.args, expected.kwargs)
+        assert found.score == pytest.approx(expected.score, abs=200)
+        assert await redis.pttl(keys.JOB + ours.job_id) == pytest.approx(
+            await redis.pttl(keys.JOB + theirs.job_id), abs=200
+        )
+        assert await ours.status() == await theirs.status()
+
+
+async def test_an_id_that_is_in_use_is_left_out(redis: ArqRedis, serve: MakeWorker) -> None:
+    await enqueue(redis, "echo", 1, _job_id="there", _defer_by=60)
+    jobs = [NewJob("echo", (n,), job_id=name) for n, name in enumerate(("there", "new", "new"))]
+    first, second, third = await enqueue_many(redis, jobs, queue_name=QUEUE)
+    assert (first, third) == (None, None)
+    assert second is not None
+    await serve()
+    assert await result(second) == 1
+    assert await enqueue_many(redis, jobs[1:2], queue_name=QUEUE) == [None], "its result is kept"
+
+
+async def test_many_thousands_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
+    sent = await enqueue_many(redis, (NewJob("echo", (n,)) for n in range(5000)), queue_name=QUEUE)
+    assert len(sent) == await redis.zcard(QUEUE) == 5000
+    worker = await serve(max_jobs=500)
+    assert sent[-1] is not None
+    assert await result(sent[-1]) == 4999
+    assert worker.jobs_complete >= 4500
+
+
+async def test_a_batch_is_one_event(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve()
+    asked = time.time()
+    sent = await enqueue_many(redis, [NewJob("now") for _ in range(10)], queue_name=QUEUE)
+    assert max([await result(job) for job in sent if job]) - asked < 0.5
+
+
+async def test_a_full_redis_takes_the_whole_batch_or_nothing(redis: ArqRedis) -> None:
+    before = (await redis.config_get("maxmemory"))["maxmemory"]
+    await redis.config_set("maxmemory", (await redis.info("memory"))["used_memory"] - 100_000)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await enqueue_many(redis, [NewJob("echo") for _ in range(10)], queue_name=QUEUE)
+    finally:
+        await redis.config_set("maxmemory", before)
+    assert await redis.dbsize() == 0
