@@ -119,6 +119,7 @@ async def test_replicas_that_come_too_late_let_others_go_first(
     replicas = [await serve() for _ in range(10)]
     await eventually(lambda: all(replica._replicas == 10 for replica in replicas))
     monkeypatch.setattr(Scripts, "claim", claim)
+    monkeypatch.setattr("app.components.worker.runtime.worker.SPREAD_S", 0.05)  # so that a slow producer is no matter
     for n in range(300):
         await enqueue(redis, "echo", n)
     await eventually(lambda: sum(replica.jobs_complete for replica in replicas) == 300)
@@ -159,3 +160,16 @@ async def test_a_job_that_is_claimed_again_before_we_hear_that_it_was_settled_ru
     with pytest.raises(KeyError):
         await result(job, within_s=3)
     assert (await job.result_info()).job_try == 3  # type: ignore[union-attr]
+
+
+async def test_an_end_that_comes_after_its_lease_lapsed_counts_while_nobody_has_the_job(redis: ArqRedis) -> None:
+    """Redis was away for longer than the lease: what is finished need not be run again."""
+    jobs = [await enqueue(redis, "echo") for _ in range(2)]
+    ours, others = scripts_of(redis), scripts_of(redis)
+    claims = (await ours.claim(2)).jobs
+    await redis.delete(*(keys.IN_PROGRESS + job.job_id for job in jobs))
+    await redis.zadd(keys.leases(QUEUE), {claims[1].lease.job_id: 1})
+    assert len((await others.claim(2)).jobs) == 1
+    ends = [Settlement(claim.lease, "end", b"", 1000, 0) for claim in claims]
+    assert await ours.settle(ends) == [1, 0]
+    assert await ours.settle(ends) == [0, 0]

@@ -25,6 +25,9 @@ from .scripts import Settlement
 
 logger = logging.getLogger(__name__)
 
+#: ``Job.abort`` makes a deferred job due by this score, one step before it asks for the abort.
+ABORT_SCORE = 1
+
 
 class JobRunner(arq.worker.Worker):
     """What claims jobs is in ``worker.py``: it gives each to ``_carry``, in a task of its own."""
@@ -86,9 +89,10 @@ class JobRunner(arq.worker.Worker):
 
     def _function_for(self, run: Run) -> Function | CronJob:
         """Return what the job is to run. Raises ``Refusal`` where it may not."""
-        job, abort_ms = run.job, run.claim.abort_ms
+        job, claim = run.job, run.claim
         # An older request was for a job that had this id before.
-        if abort_ms is not None and abort_ms >= job.enqueued_ms:
+        asked = claim.abort_ms is not None and claim.abort_ms >= job.enqueued_ms
+        if asked or claim.due_ms == ABORT_SCORE:
             raise Refusal("aborted", asyncio.CancelledError())
         run.function = function = self.functions.get(job.function)
         if function is None:

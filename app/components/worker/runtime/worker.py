@@ -26,6 +26,7 @@ from arq.connections import create_pool
 
 from . import health, keys
 from .commits import MOST_JOBS, Commits
+from .connection import pack_with_hiredis
 from .cron import Cron
 from .execution import Again, Cause, Run
 from .keeper import Keeper
@@ -46,6 +47,7 @@ STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process e
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
 BLOCKED_LOOK_S = 1.0  #: while jobs are due that stock workers run, or that have to wait for others to end
+KEEP_ABORTS_S = 86_400  #: for jobs that are queued; those of jobs that had ended are left over
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
 OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
 SPREAD_S = 0.002  #: for each replica: over so long the looks of those are spread that would come too late anyway
@@ -122,6 +124,7 @@ class Worker(JobRunner):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+        await pack_with_hiredis(self.pool.connection_pool)
         self.ctx |= {"redis": self.pool, "replica": self.replica}
         await self.startup()
         self._scripts = self._make_scripts(self.pool)
@@ -221,10 +224,8 @@ class Worker(JobRunner):
 
     async def _serve(self) -> None:
         away_since = 0.0
-        while True:
+        while not self._is_over():
             try:
-                if self._is_over():
-                    return
                 if self._failures:
                     await self._return(monotonic() - away_since)
                 wait_s = await self._look()
@@ -236,7 +237,8 @@ class Worker(JobRunner):
                 await asyncio.sleep(wait_s)
                 continue
             self._failures = 0
-            await self._nap(wait_s)
+            if not self._is_over():
+                await self._nap(wait_s)
 
     async def _return(self, away_s: float) -> None:
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
@@ -398,6 +400,7 @@ class Worker(JobRunner):
             interval_s=self.health_check_interval,
         )
         self._last_health_check = now
+        await self.pool.zremrangebyscore(keys.ABORT, "-inf", (now - KEEP_ABORTS_S) * 1000)
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
         if self.allow_pick_jobs:

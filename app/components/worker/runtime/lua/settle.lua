@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 --[[
   End a batch of jobs that we claimed, or give them back: each whole or not at all, and only while its lease bears the
-  token of its claim. To send it again, after a reply that was lost, changes nothing, however late a copy arrives.
+  token of its claim, or has lapsed and nobody took it. To send it again, after a reply that was lost, changes nothing,
+  however late a copy arrives.
 
   KEYS[1]  queue, sorted set
   KEYS[2]  leases, sorted set
@@ -40,7 +41,7 @@ local holders = redis.call('MGET', unpack(marks))
 for i, mark in ipairs(marks) do
   local n = 1 + 6 * i
   local id, token, kind, data, amount, last = unpack(ARGV, n, n + 5)
-  local ours = holders[i] == token
+  local ours = holders[i] == token or (not holders[i] and redis.call('ZSCORE', leases, id))
   settled[i] = ours and 1 or 0
   if ours and (kind == 'again' or kind == 'back') then
     if kind == 'again' then
