@@ -69,9 +69,11 @@ async def test_the_examples_run(
             assert await job.communicate() == (b"m1\n", None)
 
         space: dict[str, Any] = {}
-        exec(blocks("producers.md")[0][1], space)
+        for _, code in blocks("producers.md"):
+            exec(code, space)
         answer = await space["main"]("localhost", redis_server.port, PASSWORD)
         assert answer["redis_version"]
+        assert await space["enqueue"](redis, [mail_service, mail_service, "http://localhost:1"]) == 2
     finally:
         worker.terminate()
         await worker.communicate()
