@@ -298,3 +298,20 @@ async def test_an_unknown_function_fails_as_in_arq(redis: ArqRedis, serve: MakeW
     await serve()
     with pytest.raises(JobExecutionFailed, match="function 'nothing' not found"):
         await result(await enqueue(redis, "nothing"))
+
+
+async def test_a_hook_that_does_not_end_keeps_no_result_back(redis: ArqRedis, serve: MakeWorker) -> None:
+    begun = asyncio.Event()
+
+    async def hangs(ctx: dict[Any, Any]) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    worker = await serve(on_job_end=hangs)
+    job = await enqueue(redis, "echo", 1)
+    await begun.wait()
+    worker.handle_sig(signal.SIGTERM)
+    await worker.close()
+    info = await job.result_info()
+    assert info is not None
+    assert info.result == 1

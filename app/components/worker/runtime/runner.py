@@ -80,7 +80,10 @@ class JobRunner(arq.worker.Worker):
             self._forget(run)
             return
         if self.on_job_end:
-            await self._call_hook("on_job_end", ctx)
+            try:
+                await self._call_hook("on_job_end", ctx)
+            except asyncio.CancelledError:  # at the end of a drain; the job itself is done
+                logger.error("on_job_end did not end in time")
         after = partial(self._call_hook, "after_job_end", ctx) if self.after_job_end else None
         if isinstance(outcome, Ended):
             self._settle_end(run, outcome, after)

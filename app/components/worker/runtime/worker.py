@@ -195,6 +195,8 @@ class Worker(JobRunner):
             _, stuck = await asyncio.wait(set(self.tasks.values()), timeout=CANCEL_WAIT_S)
             for task in stuck:
                 task.cancel()
+            if stuck:
+                await asyncio.wait(stuck, timeout=1)
         if not await self._commits.flush(STORE_WAIT_S):
             logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
         await self._commits.close()
@@ -254,7 +256,7 @@ class Worker(JobRunner):
             free = min(free, self.max_burst_jobs - self._jobs_started())
         if not self.allow_pick_jobs or free <= 0:
             return IDLE_LOOK_S  # a job's end wakes us
-        # Until its end is stored, a job stands at the head of the queue, and each claim looks at it.
+        # Ends that wait to be stored are kept in memory: no more of them than Redis keeps up with.
         wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
         self._behind = wanted <= 0
         if self._behind:
