@@ -15,10 +15,10 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
-        local test lint bench lock docs
+        secrets-rotate local test lint bench lock docs
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env"
 
 engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)
@@ -62,6 +62,9 @@ build: ## Build the images
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
+
+secrets-rotate: ## New passwords for Redis's users, nothing restarts (USER=worker for one)
+	@$(OPS) secrets-rotate $(if $(filter command line,$(origin USER)),--user '$(USER)') $(ARGS)
 
 local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
 	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local

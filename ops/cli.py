@@ -14,7 +14,10 @@ from contextlib import contextmanager, nullcontext
 from . import commands, configuration, images, local, secrets
 from .configuration import ROOT, ConfigurationError, Environment
 
-ALONE = ("up", "build", "scale")  #: Compose makes two networks of one name where two of these run at a time
+ACL_TEMPLATE = ROOT / "redis" / "users.acl.template"
+
+#: One at a time; of two that run at once, Compose may make two networks of one name.
+ALONE = ("up", "build", "scale", "secrets-rotate")
 
 
 def say(text: str) -> None:
@@ -45,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_parser("up", help="build, start, wait until healthy").set_defaults(run=up)
     sub.add_parser("build", help="build the images").set_defaults(run=build)
     sub.add_parser("secrets", help="make the secrets that are missing").set_defaults(run=make_secrets)
+    rotation = sub.add_parser("secrets-rotate", help="change passwords of Redis while everything runs")
+    rotation.add_argument("--user", choices=secrets.USERS, help="this user's alone; all by default")
+    rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
+    rotation.set_defaults(run=rotate)
     sub.add_parser("local", help="serve without Docker, in the foreground").set_defaults(run=serve_local)
     scaling = sub.add_parser("scale", help="set the number of replicas, for good")
     scaling.add_argument("replicas", metavar="N")
@@ -78,8 +85,35 @@ def build(environment: Environment, _: argparse.Namespace) -> int:
 
 
 def make_secrets(environment: Environment, _: argparse.Namespace) -> int:
-    if secrets.ensure(environment.secrets, ROOT / "redis" / "users.acl.template"):
+    if secrets.ensure(environment.secrets, ACL_TEMPLATE):
         say(f"secrets: made in {environment.secrets.relative_to(ROOT)}/")
+    return 0
+
+
+def rotate(environment: Environment, options: argparse.Namespace) -> int:
+    """At each step Redis takes the password that is in the file, so that it may be cut short anywhere."""
+    make_secrets(environment, options)
+    folder, name = environment.secrets, environment.name
+    running = "redis" in _output(commands.compose(environment, "ps", "--services"))
+
+    def tell_redis(user: str, *more: str) -> None:
+        if running and _fails(commands.set_passwords(environment, user, [*secrets.hashes(folder, user), *more])):
+            raise ConfigurationError(f"Redis did not take the password: `make logs ARGS=redis ENV={name}`")
+
+    for user in [options.user] if options.user else secrets.USERS:
+        if not options.finish:
+            password = secrets.new_password()
+            tell_redis(user, secrets.hash_of(password))
+            secrets.replace(folder, ACL_TEMPLATE, user, password)
+        if options.finish or user != "producer":
+            secrets.retire(folder, ACL_TEMPLATE, user)
+        tell_redis(user)
+        say(f"{user}: {'the last password is void' if options.finish else 'a new password is valid'}")
+    if options.user in (None, "producer") and not options.finish:
+        say(
+            f"producers: give them secrets/{name}/{secrets.USERS['producer']}; the last one stays valid until "
+            f"`make secrets-rotate USER=producer ARGS=--finish ENV={name}`"
+        )
     return 0
 
 

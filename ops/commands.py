@@ -8,7 +8,7 @@ from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
 
-_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" exec redis-cli "$@"'
+_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)" exec redis-cli --user admin "$@"'
 
 
 def compose(environment: Environment, *arguments: str) -> list[str]:
@@ -38,11 +38,17 @@ def run_in(
 
 
 def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: bool) -> list[str]:
-    """``redis-cli`` as the password's owner, in the environment's database."""
+    """``redis-cli`` as ``admin``, in the environment's database."""
     database = environment.values["REDIS_DB"]
     return run_in(
         environment, "redis", ["sh", "-c", _REDIS_CLI, "redis-cli", "-n", database, *arguments], terminal=terminal
     )
+
+
+def set_passwords(environment: Environment, user: str, hashes: Sequence[str]) -> list[str]:
+    """Have the running Redis take these hashes of passwords, and no other; who is logged in stays so."""
+    rules = ["resetpass", *(f"#{value}" for value in hashes)]
+    return redis_cli(environment, ["ACL", "SETUSER", user, *rules], terminal=False)
 
 
 def replicas_variable(queue: str | None) -> tuple[str, str]:

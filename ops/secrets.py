@@ -6,32 +6,73 @@ import hashlib
 import secrets
 from pathlib import Path
 
-PASSWORD = "redis_password"  # noqa: S105 - a file's name
 ACL = "redis_acl"
+#: Redis's users, each with the file that has its password. The worker's is REDIS_PASSWORD, whence the short name.
+USERS = {
+    "worker": "redis_password",
+    "producer": "redis_producer_password",
+    "monitor": "redis_monitor_password",
+    "admin": "redis_admin_password",
+}
+RETIRED = ".retired"  #: + a password's file: the hash of the one before, for as long as it is valid
 
 
 def ensure(folder: Path, template: Path) -> bool:
     """Make what is missing of a folder's secrets; return whether anything was.
 
-    ``template`` is the ACL file with ``{password_sha256}`` where the hash goes: Redis never sees a password in the
-    clear. The files are open to read, since containers read them as other users; the folder is not, which closes
-    them to everybody else on the host.
+    ``template`` is the ACL file with ``{user}`` where the hashes go: Redis never sees a password in the clear. The
+    files are open to read, since containers read them as other users; the folder is not, which closes them to
+    everybody else on the host.
     """
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-    password_file, acl_file = folder / PASSWORD, folder / ACL
-    made = not password_file.exists()
-    if made:
-        _write(password_file, secrets.token_urlsafe(32))
-    password = password_file.read_text().strip()
+    missing = [file for file in (folder / name for name in USERS.values()) if not file.exists()]
+    for file in missing:
+        _write(file, new_password())
+    return _write_acl(folder, template) or bool(missing)
+
+
+def hashes(folder: Path, user: str) -> list[str]:
+    """Return the hashes of a user's valid passwords: the one in its file, and the one before while it is kept."""
+    file = folder / USERS[user]
+    retired = folder / (file.name + RETIRED)
+    return [hash_of(file.read_text().strip()), *(retired.read_text().split() if retired.exists() else [])]
+
+
+def hash_of(password: str) -> str:
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+def new_password() -> str:
+    """Return 256 random bits, as text."""
+    return secrets.token_urlsafe(32)
+
+
+def replace(folder: Path, template: Path, user: str, password: str) -> None:
+    """Make a new password a user's own; the one before stays valid until ``retire``."""
+    file = folder / USERS[user]
+    before, *_ = hashes(folder, user)
+    _write(folder / (file.name + RETIRED), before)
+    _write(file, password)
+    _write_acl(folder, template)
+
+
+def retire(folder: Path, template: Path, user: str) -> None:
+    """End the validity of a user's password before the present one."""
+    (folder / (USERS[user] + RETIRED)).unlink(missing_ok=True)
+    _write_acl(folder, template)
+
+
+def _write_acl(folder: Path, template: Path) -> bool:
     # Redis takes no comments in the file itself.
-    users = "".join(line for line in template.read_text().splitlines(keepends=True) if not line.startswith("#"))
-    acl = users.format(password_sha256=hashlib.sha256(password.encode()).hexdigest())
-    if not acl_file.exists() or acl_file.read_text() != acl:
-        _write(acl_file, acl)
-        made = True
-    return made
+    rules = "".join(line for line in template.read_text().splitlines(keepends=True) if not line.startswith("#"))
+    acl = rules.format(**{user: " ".join(f"#{value}" for value in hashes(folder, user)) for user in USERS})
+    file = folder / ACL
+    if file.exists() and file.read_text() == acl:
+        return False
+    _write(file, acl)
+    return True
 
 
 def _write(file: Path, text: str) -> None:

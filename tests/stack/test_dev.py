@@ -25,13 +25,14 @@ def dev(make_stack: MakeStack) -> Stack:
 
 
 def password(stack: Stack) -> str:
-    return (stack.folder / "secrets" / "dev" / "redis_password").read_text()
+    return (stack.folder / "secrets" / "dev" / "redis_producer_password").read_text()
 
 
 async def producer(stack: Stack) -> ArqRedis:
     """Another application, with stock arq."""
     return await create_pool(
-        RedisSettings(port=stack.port, password=password(stack)), default_queue_name="arq:queue:system"
+        RedisSettings(port=stack.port, username="producer", password=password(stack)),
+        default_queue_name="arq:queue:system",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ops import secrets
 from tests.stack.conftest import MakeStack, Stack, inspect
 
 
@@ -127,13 +128,40 @@ def test_redis_runs_as_configured(prod: Stack) -> None:
 
 def test_redis_wants_the_password_and_nobody_else_sees_it(prod: Stack) -> None:
     assert "NOAUTH" in prod.host("redis").check_output("redis-cli ping")
-    password = (prod.folder / "secrets" / "prod" / "redis_password").read_text()
+    folder = prod.folder / "secrets" / "prod"
+    passwords = [(folder / name).read_text() for name in secrets.USERS.values()]
     seen = [json.dumps(prod.inspect(service)) for service in ("worker", "redis")]
     seen += [prod.compose("config"), prod.compose("logs"), prod.host("worker").check_output("env")]
     seen += [row["command"] for service in ("worker", "redis") for row in processes(prod, service)]
     history = ["docker", "history", "--no-trunc", prod.inspect("worker")["Image"]]
     seen.append(subprocess.run(history, capture_output=True, text=True).stdout)
-    assert not any(password in text for text in seen)
+    assert not any(password in text for text in seen for password in passwords)
+
+
+def test_passwords_are_changed_while_jobs_run(prod: Stack) -> None:
+    folder = prod.folder / "secrets" / "prod"
+    before = {user: (folder / name).read_text() for user, name in secrets.USERS.items()}
+    started = prod.inspect("worker")["State"]["StartedAt"]
+
+    def works(user: str, password: str) -> bool:
+        login = ["--user", user, "--pass", password, "--no-auth-warning", "ping"]
+        return prod.host("redis").check_output("redis-cli " + " ".join(login)) == "PONG"
+
+    load = subprocess.Popen(
+        ["python3", "-m", "ops", "--env", "prod", "app", "load-test", "io", "-n", "400", "--rate", "100", "--json"],
+        cwd=prod.folder,
+        stdout=subprocess.PIPE,
+    )
+    prod.make("secrets-rotate")
+    for user, password in before.items():
+        assert works(user, (folder / secrets.USERS[user]).read_text())
+        assert works(user, password) == (user == "producer"), "another application needs time for its own"
+    prod.make("secrets-rotate", "USER=producer", "ARGS=--finish")
+    assert not works("producer", before["producer"])
+    out, _ = load.communicate(timeout=60)
+    assert json.loads(out)["done"] == 400
+    assert prod.app("health", "probe")["healthy"], "new connections read the new password"
+    assert prod.inspect("worker")["State"]["StartedAt"] == started
 
 
 # -- what can be reached ------------------------------------------------------------------------------------------

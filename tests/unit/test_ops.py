@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ops import commands, configuration, secrets
+from ops.cli import ACL_TEMPLATE
 from ops.configuration import ROOT, ConfigurationError
 
 GOOD = """\
@@ -121,26 +122,51 @@ def test_a_variable_is_written_in_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["dev.local.env"]
 
 
+def passwords(folder: Path) -> dict[str, str]:
+    return {user: (folder / name).read_text() for user, name in secrets.USERS.items()}
+
+
+def users(folder: Path) -> dict[str, str]:
+    """The rules of each user, as Redis gets them."""
+    lines = (folder / secrets.ACL).read_text().splitlines()
+    return {line.split()[1]: line for line in lines}
+
+
 def test_secrets_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
-    template = ROOT / "redis" / "users.acl.template"
     folder = tmp_path / "secrets" / "test"
-    assert secrets.ensure(folder, template)
-    password = (folder / secrets.PASSWORD).read_text()
-    assert len(password) >= 32
-    acl = (folder / secrets.ACL).read_text()
-    assert acl.startswith("user default on #" + hashlib.sha256(password.encode()).hexdigest())
-    assert password not in acl
+    assert secrets.ensure(folder, ACL_TEMPLATE)
+    made = passwords(folder)
+    assert len(set(made.values())) == 4
+    assert users(folder)["default"] == "user default off ~* &* +@all"
+    for user, password in made.items():
+        assert len(password) >= 32
+        assert f" on #{hashlib.sha256(password.encode()).hexdigest()} " in users(folder)[user]
+        assert password not in (folder / secrets.ACL).read_text()
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
-    assert not secrets.ensure(folder, template)
-    assert (folder / secrets.PASSWORD).read_text() == password
+    assert not secrets.ensure(folder, ACL_TEMPLATE)
+    assert passwords(folder) == made
 
 
 def test_a_password_that_was_replaced_by_hand_reaches_the_acl(tmp_path: Path) -> None:
-    template = ROOT / "redis" / "users.acl.template"
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, template)
-    (folder / secrets.PASSWORD).chmod(0o644)
-    (folder / secrets.PASSWORD).write_text("mine\n")
-    assert secrets.ensure(folder, template)
-    assert hashlib.sha256(b"mine").hexdigest() in (folder / secrets.ACL).read_text()
+    secrets.ensure(folder, ACL_TEMPLATE)
+    file = folder / secrets.USERS["worker"]
+    file.chmod(0o644)
+    file.write_text("mine\n")
+    assert secrets.ensure(folder, ACL_TEMPLATE)
+    assert hashlib.sha256(b"mine").hexdigest() in users(folder)["worker"]
+
+
+def test_two_passwords_are_valid_until_the_last_one_is_retired(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets" / "test"
+    secrets.ensure(folder, ACL_TEMPLATE)
+    before = passwords(folder)
+    secrets.replace(folder, ACL_TEMPLATE, "producer", "the new one")
+    assert passwords(folder) == before | {"producer": "the new one"}
+    old, new = (hashlib.sha256(text.encode()).hexdigest() for text in (before["producer"], "the new one"))
+    assert f" on #{new} #{old} " in users(folder)["producer"]
+    assert not secrets.ensure(folder, ACL_TEMPLATE), "`make up` in between changes nothing"
+    secrets.retire(folder, ACL_TEMPLATE, "producer")
+    assert old not in (folder / secrets.ACL).read_text()
+    assert f" on #{new} " in users(folder)["producer"]
