@@ -24,15 +24,22 @@ from tests.integration.conftest import QUEUE, echo, result
 WORKER, PRODUCER, MONITOR, ADMIN = secrets.USERS
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """A server with the users of a stack, and the folder of their passwords."""
-    folder, port = tmp_path_factory.mktemp("acl"), free_port()
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A server with the users of a stack; their passwords are in a folder of the folder."""
+    port = free_port()
     secrets.ensure(folder / "secrets", ACL_TEMPLATE)
     command = local.server_command(port, folder, folder / "secrets" / secrets.ACL)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     local._wait(process, port, folder / "log")
+    return process, port
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A server's port, and the folder of its users' passwords."""
+    folder = tmp_path_factory.mktemp("acl")
+    process, port = start_server(folder)
     yield port, folder / "secrets"
     process.terminate()
     process.wait()
@@ -180,14 +187,9 @@ async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], ser
 
 async def test_what_is_on_disk_is_read_whole_by_a_server_with_these_users(tmp_path: Path) -> None:
     """Redis checks the transactions of its append-only file against the user `default`."""
-    secrets.ensure(tmp_path / "secrets", ACL_TEMPLATE)
-    password = (tmp_path / "secrets" / secrets.USERS[PRODUCER]).read_text()
     for start in range(2):
-        port = free_port()
-        command = local.server_command(port, tmp_path, tmp_path / "secrets" / secrets.ACL)
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        local._wait(process, port, tmp_path / "log")
+        process, port = start_server(tmp_path)
+        password = (tmp_path / "secrets" / secrets.USERS[PRODUCER]).read_text()
         pool = await create_pool(RedisSettings(port=port, username=PRODUCER, password=password))
         if start == 0:
             await pool.enqueue_job("echo", _job_id="kept", _queue_name=QUEUE)

@@ -21,7 +21,8 @@ from arq.worker import JobExecutionFailed
 from app.components.worker.runtime import Backoff, Worker, health, keys
 from app.core.config import Settings
 from app.core.redis import create_pool
-from tests.conftest import free_port
+from tests.conftest import eventually, free_port
+from tests.integration.conftest import MakeWorker as MakeServed
 
 QUEUE = "arq:queue:test"
 
@@ -470,3 +471,17 @@ async def test_the_pool_honours_the_settings(redis: ArqRedis, redis_server: Redi
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 2
     await connection.disconnect()
     await pool.aclose()
+
+
+async def test_a_connection_that_leads_nowhere_is_given_up(
+    redis: ArqRedis, serve: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stands still, with stock arq's pool, which has no time-out of its own."""
+    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.3)
+    worker = await serve()
+    await redis.client_pause(1500)
+    worker._wake.set()
+    await eventually(lambda: worker._failures, within_s=1.4)
+    job = await redis.enqueue_job("echo", 1, _queue_name=QUEUE)
+    assert job is not None
+    assert await job.result(timeout=5, poll_delay=0.02) == 1

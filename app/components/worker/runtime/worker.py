@@ -26,7 +26,7 @@ from arq.connections import create_pool
 
 from . import health, keys
 from .commits import MOST_JOBS, Commits
-from .connection import pack_with_hiredis
+from .connection import prepare
 from .cron import Cron
 from .execution import Again, Cause, Run
 from .keeper import Keeper
@@ -124,7 +124,7 @@ class Worker(JobRunner):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
-        await pack_with_hiredis(self.pool.connection_pool)
+        await prepare(self.pool.connection_pool)
         self.ctx |= {"redis": self.pool, "replica": self.replica}
         await self.startup()
         self._scripts = self._make_scripts(self.pool)
