@@ -20,6 +20,7 @@ async def prepare(pool: ConnectionPool) -> None:
     if issubclass(base, _Packed):
         return
     pool.connection_class = type(base.__name__, (_Packed, base), {})
-    pool.connection_kwargs.setdefault("socket_timeout", SOCKET_TIMEOUT_S)
+    if pool.connection_kwargs.get("socket_timeout") is None:
+        pool.connection_kwargs["socket_timeout"] = SOCKET_TIMEOUT_S
     await pool.disconnect(inuse_connections=False)
     pool.reset()  # type: ignore[no-untyped-call]
