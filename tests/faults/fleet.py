@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -50,8 +51,16 @@ class Member:
         return self.process.pid
 
     @property
+    def stock(self) -> bool:
+        return bool(self.options.get("stock"))
+
+    @property
     def alive(self) -> bool:
         return self.process.returncode is None
+
+    def in_order(self, code: int) -> bool:
+        """Whether it may end with this code on SIGTERM: one that does not hear signals yet dies of it."""
+        return self.stock or code == (0 if self.said("armed") else -signal.SIGTERM)
 
     def said(self, what: str) -> bool:
         return what in self.log.read_text(errors="replace")
@@ -130,7 +139,7 @@ class Fleet:
         left = [member for member in self.members if member.alive]
         wrong = []
         for member, code in zip(left, await asyncio.gather(*map(self.stop, left)), strict=True):
-            if code != 0:
+            if not member.in_order(code):
                 wrong.append(f"worker {member.pid} ended with {code} on SIGTERM:\n{member.log.read_text()[-3000:]}")
         return wrong
 
@@ -186,11 +195,19 @@ class Fleet:
             if member.alive:
                 member.process.terminate()
         async with asyncio.timeout(ENDS_WITHIN_S):
+            while member.stock:  # redis-py may swallow the cancellation by which stock arq stops
+                with contextlib.suppress(TimeoutError):
+                    return await asyncio.wait_for(member.process.wait(), 1)
+                member.process.terminate()
             return await member.process.wait()
 
-    def ended(self, code: int) -> list[Member]:
-        """Take those that ended by themselves with this exit code out of the fleet, and return them."""
-        gone = [member for member in self.members if member.process.returncode == code and not member.busy]
-        for member in gone:
-            member.busy = True
-        return gone
+    async def replace_ended(self, code: int, since_s: float) -> None:
+        """For ever, replace those that end by themselves with this exit code; they were disturbed before they did."""
+        while True:
+            for member in self.members:
+                if member.process.returncode == code and not member.busy:
+                    member.busy = True
+                    self.faults += 1
+                    self.disturb(member, monotonic() - since_s)
+                    await self.replace(member)
+            await asyncio.sleep(0.02)

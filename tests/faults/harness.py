@@ -17,7 +17,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
-from app.components.worker.runtime import health
+from app.components.worker.runtime import health, keys
 from tests.faults import account, load
 from tests.faults.fleet import Fleet
 from tests.faults.load import QUEUE, SECONDS, Job
@@ -40,8 +40,9 @@ class Arena:
         self.ledger = Server(folder / "ledger", appendonly="no", maxmemory="0")
         self.fleet = Fleet(folder / "workers", self.rng, port=self.server.port, ledger=self.ledger.port)
         self.jobs = load.mixed(self.rng)
-        self.put: set[str] = set()  #: jobs that the scenario itself has put into Redis
+        self.put: dict[str, Job] = {}  #: jobs that the scenario itself has put into Redis
         self._aside: list[asyncio.Task[object]] = []
+        self._watches: list[asyncio.Task[object]] = []
 
     @property
     def redis(self) -> ArqRedis:
@@ -54,7 +55,7 @@ class Arena:
 
     async def __aexit__(self, *_: object) -> None:
         await self.fleet.abandon()
-        for task in self._aside:
+        for task in self._aside + self._watches:
             task.cancel()
         for server in (self.server, self.ledger):
             await server.redis.aclose()
@@ -67,7 +68,7 @@ class Arena:
         every_s: float = 0.5,
         seconds: float = SECONDS,
         drained_within_s: float = 30,
-        **checks: Any,
+        exact_tries: bool = False,
     ) -> account.Account:
         """Enqueue the jobs while faults happen, wait until the queue is empty, stop the fleet, check everything."""
         begun = monotonic()
@@ -86,11 +87,19 @@ class Arena:
         listed = {replica["replica"] for replica in await health.read(self.redis, QUEUE)}
         if stayed := listed & self.fleet.stopped():
             wrong.append(f"stopped in good order, and still in the registry: {stayed}")
-        taken = await account.take(self.redis, self.ledger.redis, self.jobs, self.fleet.disturbances, **checks)
+        stock = {member.pid for member in self.fleet.members if member.stock}
+        taken = await account.take(
+            self.redis,
+            self.ledger.redis,
+            self.jobs | self.put,
+            self.fleet.disturbances,
+            stock=stock,
+            exact_tries=exact_tries,
+        )
         self.server.stop()
-        taken.wrong += wrong + account.audit(self.server.written(), self.jobs)
+        taken.wrong += wrong + account.audit(self.server.written(), self.jobs | self.put)
         print(
-            f"{self.name}: {len(self.jobs)} jobs drained in {drained_s:.1f}s, {self.fleet.faults} faults, "
+            f"{self.name}: {len(self.jobs | self.put)} jobs drained in {drained_s:.1f}s, {self.fleet.faults} faults, "
             f"{taken.runs} runs, {taken.repeats} repeats, {taken.burnt} tries burnt, {taken.letters} dead letters",
             flush=True,
         )
@@ -101,21 +110,27 @@ class Arena:
         """Do something beside the rest; ``run`` waits for it."""
         self._aside.append(asyncio.create_task(doing))
 
+    def watch(self, doing: Any) -> None:
+        """Do something beside the rest, to its end."""
+        self._watches.append(asyncio.create_task(doing))
+
     async def add(self, job_id: str, job: Job) -> None:
         """Enqueue as a stock producer, again and again until Redis has taken it."""
         self.jobs[job_id] = job
         job.enqueued = job.enqueued or monotonic()
         while True:
             with contextlib.suppress(RedisError, OSError):
-                await self.redis.enqueue_job(
+                # None says that there is such a job, but also, as redis-py takes it for a lost race, that the
+                # connection was lost.
+                if await self.redis.enqueue_job(
                     job.function, *job.args, _job_id=job_id, _queue_name=QUEUE, _defer_by=job.defer_s or None
-                )
-                return
+                ) or await self.redis.exists(keys.JOB + job_id, keys.RESULT + job_id):
+                    return
             await asyncio.sleep(0.05)
 
     async def _produce(self, seconds: float) -> None:
         """Half of the jobs at once, so that claims are full, and the others one after another."""
-        begun, waiting = monotonic(), [job for job in self.jobs.items() if job[0] not in self.put]
+        begun, waiting = monotonic(), list(self.jobs.items())
         half = len(waiting) // 2
         for first in range(0, len(waiting), AT_ONCE):
             await asyncio.sleep(max(0.0, begun + seconds * (first - half) / half - monotonic()))

@@ -9,7 +9,7 @@ from typing import Any
 
 QUEUE = "arq:queue:faults"
 JOBS = int(os.environ.get("FAULTS_JOBS", "600"))  #: a scenario
-SECONDS = max(3.0, JOBS / 400)  #: for so long jobs come in and faults happen
+SECONDS = max(1.5, JOBS / 400)  #: for so long jobs come in and faults happen
 
 HOPELESS_TRIES = 3
 KILLER_TRIES = 2
@@ -43,7 +43,7 @@ def _draw(rng: Random) -> Job:
         case "long":
             return Job("work", (rng.uniform(0.1, 0.4),))
         case "deferred":
-            return Job("work", (0,), defer_s=rng.uniform(0.1, 3))
+            return Job("work", (0,), defer_s=rng.uniform(0.1, 1))
         case "flaky":
             tries, wait_s = rng.choice([2, 3]), rng.choice([0, rng.uniform(0.05, 0.5)])
             return Job("flaky", (tries, wait_s), tries=tries, wait_s=wait_s)

@@ -8,6 +8,7 @@ import socket
 import struct
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: RST instead of FIN
+LEAST = 8  #: bytes; what is shorter says nothing that matters: +OK, :1
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -66,8 +67,7 @@ class Proxy:
             await self._flows.wait()
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            # The shortest have no middle, and say little that matters: +OK, :1
-            if self.cuts[direction] and len(data) > 8:
+            if self.cuts[direction] and len(data) >= LEAST:
                 self.cuts[direction] -= 1
                 self.cut += 1
                 writer.write(data[: len(data) // 2])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.faults.fleet import SLOTS, Member
+from tests.faults.fleet import SLOTS
 from tests.faults.harness import Arena
 
 STOCK_TIMEOUT_S = 1
+FEW = 3  #: slots of ours, so that the slower stock workers get their share
 
 
 async def test_clocks_that_differ(arena: Arena) -> None:
@@ -25,22 +26,23 @@ async def test_clocks_that_differ(arena: Arena) -> None:
 
 async def test_ours_killed_beside_stock_workers(arena: Arena) -> None:
     stock = await arena.fleet.start(2, stock=True)
-    await arena.fleet.start(2)
+    await arena.fleet.start(2, slots=FEW)
 
     async def strike() -> None:
         if member := arena.fleet.any(stock=False):
             await arena.fleet.kill(member)
             await arena.fleet.replace(member)
 
-    taken = await arena.run(strike, stock=pids(stock))
+    taken = await arena.run(strike)
     assert arena.fleet.faults
+    assert sum(taken.by_pid[member.pid] for member in stock) > len(arena.jobs) / 20
     assert taken.repeats <= arena.fleet.faults * 2 * SLOTS
 
 
 async def test_stock_workers_stopped_beside_ours(arena: Arena) -> None:
     """They cancel their jobs, which is a try each; what they leave locked comes free after 10 s more than its limit."""
     stock = await arena.fleet.start(2, stock=True, timeout=STOCK_TIMEOUT_S)
-    await arena.fleet.start(2)
+    await arena.fleet.start(2, slots=FEW)
 
     async def strike() -> None:
         if member := arena.fleet.any(stock=True):
@@ -48,10 +50,7 @@ async def test_stock_workers_stopped_beside_ours(arena: Arena) -> None:
             await arena.fleet.stop(member, disturbs=True)
             stock.append(await arena.fleet.replace(member))
 
-    taken = await arena.run(strike, stock=pids(stock))
+    taken = await arena.run(strike)
     assert arena.fleet.faults
+    assert sum(taken.by_pid[member.pid] for member in stock) > len(arena.jobs) / 20
     assert taken.repeats <= arena.fleet.faults * 2 * SLOTS
-
-
-def pids(members: list[Member]) -> set[int]:
-    return {member.pid for member in members}

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from time import monotonic
-
-import pytest
 from arq.jobs import serialize_job
 
 from app.components.worker.runtime import keys
 from app.components.worker.runtime.keeper import BLOCKED_EXIT_CODE
-from tests.faults.fleet import LEASE_S
+from tests.faults.fleet import LEASE_S, SLOTS
 from tests.faults.harness import Arena
 from tests.faults.load import KILLER_TRIES, QUEUE, Job
 
@@ -26,82 +21,63 @@ async def test_blocked_loops(arena: Arena) -> None:
     async def strike() -> None:
         nonlocal blocked
         blocked += 1
-        await arena.add(f"blocks-{blocked}", Job("blocks", (LEASE_S * arena.rng.uniform(1.2, 1.5),)))
+        await arena.add(f"blocks-{blocked}", Job("blocks", (LEASE_S * arena.rng.uniform(1.1, 1.3),)))
 
-    taken = await arena.run(strike, every_s=1, exact_tries=True)
+    taken = await arena.run(strike, every_s=0.7)
     assert blocked
     assert taken.repeats == 0
 
 
 async def test_loops_blocked_for_too_long(arena: Arena) -> None:
     """Their process ends, and what it had runs elsewhere."""
-    blocked_exit = 1.5
+    blocked_exit = 1
     await arena.fleet.start(3, blocked_exit=blocked_exit)
-    blocked, ended = 0, 0
+    arena.watch(arena.fleet.replace_ended(BLOCKED_EXIT_CODE, since_s=blocked_exit + 1))
+    blocked = 0
 
     async def strike() -> None:
         nonlocal blocked
         blocked += 1
         await arena.add(f"blocks-{blocked}", Job("blocks", (60,), tries=2))
 
-    async def replace() -> None:
-        nonlocal ended
-        while ended < blocked or not blocked:
-            for member in arena.fleet.ended(BLOCKED_EXIT_CODE):
-                ended += 1
-                arena.fleet.disturb(member, monotonic() - blocked_exit - 2)
-                await arena.fleet.replace(member)
-            await asyncio.sleep(0.02)
-
-    arena.aside(replace())
-    await arena.run(strike, every_s=1.5)
-    assert ended == blocked
+    taken = await arena.run(strike, every_s=0.7)
+    assert 0 < arena.fleet.faults <= blocked
+    assert taken.repeats <= arena.fleet.faults * 2 * SLOTS
 
 
 async def test_jobs_that_kill_their_process(arena: Arena) -> None:
     """Their tries are bounded; the jobs beside them run again."""
-    code, killers, ended = 9, 2, 0
+    code, killers = 9, [f"kills-{n}" for n in range(3)]
     await arena.fleet.start(3, exit_code=code)
-    for n in range(killers):
-        arena.jobs[f"kills-{n}"] = Job("kills", succeeds=False, tries=KILLER_TRIES)
+    arena.watch(arena.fleet.replace_ended(code, since_s=0))
+    arena.jobs |= {killer: Job("kills", succeeds=False, tries=KILLER_TRIES) for killer in killers}
 
-    async def replace() -> None:
-        nonlocal ended
-        while ended < killers * KILLER_TRIES:
-            for member in arena.fleet.ended(code):
-                ended += 1
-                arena.fleet.disturb(member, monotonic() - 1)
-                await arena.fleet.replace(member)
-            await asyncio.sleep(0.02)
-
-    arena.aside(replace())
-    await arena.run()
-    assert [await arena.ledger.redis.llen(f"runs:kills-{n}") for n in range(killers)] == [KILLER_TRIES] * killers
+    taken = await arena.run()
+    assert arena.fleet.faults
+    assert taken.repeats <= arena.fleet.faults * 2 * SLOTS
 
 
-async def test_payloads_that_cannot_be_run(arena: Arena) -> None:
-    """Each fails and leaves a letter, and no other job is the worse for it."""
+async def test_what_cannot_be_run(arena: Arena) -> None:
+    """Payloads that cannot be read, and keys of a type that arq never wrote: no other job is the worse for them."""
     whole = serialize_job("work", (0,), {}, None, 0)
-    bad = {"empty": b"", "cut": whole[:-3], "noise": os.urandom(500), "huge noise": os.urandom(HUGE)}
-    for name, payload in bad.items():
-        await arena.redis.set(keys.JOB + name, payload)
-    await arena.redis.set(keys.JOB + "unknown", serialize_job("nothing", (1,), {"x": 2}, None, 0))
-    for name in (*bad, "unknown", "missing"):
-        await arena.redis.zadd(QUEUE, {name: 0})
-        arena.jobs[name] = Job("none", succeeds=False)
-    arena.put.update((*bad, "unknown", "missing"))
-    arena.jobs["huge"] = Job("echo", (os.urandom(HUGE),))
+    payloads = {
+        "empty": b"",
+        "cut short": whole[:-3],
+        "noise": arena.rng.randbytes(500),
+        "huge noise": arena.rng.randbytes(HUGE),
+        "unknown": serialize_job("nothing", (1,), {"x": 2}, None, 0),
+        "retry": whole,
+        "result": whole,
+    }
+    for job_id, payload in payloads.items():
+        await arena.redis.set(keys.JOB + job_id, payload)
+    for key in (keys.JOB + "list", keys.RETRY + "retry", keys.RESULT + "result"):
+        await arena.redis.rpush(key, "not a string")
+    for job_id in (*payloads, "expired", "list"):
+        await arena.redis.zadd(QUEUE, {job_id: 0})
+        arena.put[job_id] = Job("work", succeeds=job_id in ("retry", "result"))
+    arena.jobs["huge"] = Job("echo", (arena.rng.randbytes(HUGE),))
     await arena.fleet.start(3)
-    await arena.run(exact_tries=False)
 
-
-@pytest.mark.parametrize("prefix", [keys.JOB, keys.RETRY, keys.RESULT])
-async def test_keys_of_a_wrong_type(arena: Arena, prefix: str) -> None:
-    await arena.redis.rpush(prefix + "poison", 1)
-    if prefix != keys.JOB:
-        await arena.redis.set(keys.JOB + "poison", serialize_job("work", (0,), {}, None, 0))
-    await arena.redis.zadd(QUEUE, {"poison": 0})
-    arena.jobs["poison"] = Job("work", succeeds=prefix != keys.JOB)
-    arena.put.add("poison")
-    await arena.fleet.start(3)
-    await arena.run()
+    taken = await arena.run(exact_tries=True)
+    assert taken.repeats == 0

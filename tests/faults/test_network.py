@@ -21,8 +21,8 @@ async def proxied(arena: Arena) -> AsyncIterator[list[tuple[Member, Proxy]]]:
     proxies = [Proxy(arena.server.port) for _ in range(3)]
     for proxy in proxies:
         await proxy.start()
-    members = [await arena.fleet.spawn(port=proxy.port, lease=3) for proxy in proxies]
-    await arena.fleet.start(1, lease=3)
+    members = [await arena.fleet.spawn(port=proxy.port) for proxy in proxies]
+    await arena.fleet.start(1)
     yield list(zip(members, proxies, strict=True))
     for proxy in proxies:
         await proxy.stop()
@@ -39,18 +39,15 @@ async def test_latency(arena: Arena, proxied: list[tuple[Member, Proxy]]) -> Non
     assert taken.repeats == 0
 
 
-@pytest.mark.parametrize("direction", ["request", "reply"])
-async def test_connections_cut_in_the_middle_of_a(
-    arena: Arena, proxied: list[tuple[Member, Proxy]], direction: str
-) -> None:
+async def test_connections_cut_in_the_middle(arena: Arena, proxied: list[tuple[Member, Proxy]]) -> None:
     """A request cut short is none. One whose reply was cut has been carried out, and to send it again is harmless."""
 
     async def strike() -> None:
         arena.fleet.faults += 1
         _, proxy = arena.rng.choice(proxied)
-        proxy.cuts[direction] = arena.rng.choice([1, 2])
+        proxy.cuts[arena.rng.choice(["request", "reply"])] = arena.rng.choice([1, 2, 3])
 
-    taken = await arena.run(strike, every_s=0.15)
+    taken = await arena.run(strike, every_s=0.1)
     assert sum(proxy.cut for _, proxy in proxied) > 5
     assert taken.repeats == 0
 
@@ -62,7 +59,7 @@ async def test_a_network_that_falls_silent(arena: Arena, proxied: list[tuple[Mem
     async def fall_silent(member: Member, proxy: Proxy) -> None:
         begun = monotonic()
         proxy.freeze()
-        await asyncio.sleep(LEASE_S * arena.rng.uniform(1.7, 2.2))
+        await asyncio.sleep(LEASE_S * arena.rng.uniform(1.3, 1.7))
         proxy.thaw()
         arena.fleet.disturb(member, begun, monotonic() + COMES_BACK_S)
         silent.discard(member.pid)
