@@ -44,7 +44,7 @@ class Member:
     process: Process
     options: dict[str, Any]
     log: Path
-    busy: bool = False  #: a fault is being done to it
+    busy: bool = False  #: a fault is being done to it, or was its end
 
     @property
     def pid(self) -> int:
@@ -59,8 +59,9 @@ class Member:
         return self.process.returncode is None
 
     def in_order(self, code: int) -> bool:
-        """Whether it may end with this code on SIGTERM: one that does not hear signals yet dies of it."""
-        return self.stock or code == (0 if self.said("armed") else -signal.SIGTERM)
+        """Whether it may end with this code on SIGTERM, of which one dies that does not hear it yet, or any more."""
+        deaf = not self.said("armed") or self.said("closed")
+        return self.stock or code == 0 or (deaf and code == -signal.SIGTERM)
 
     def said(self, what: str) -> bool:
         return what in self.log.read_text(errors="replace")
@@ -135,9 +136,13 @@ class Fleet:
         return self._rng.choice(free) if free else None
 
     async def finish(self) -> list[str]:
-        """Stop those that are left in good order; return what was wrong with that."""
+        """Stop those that are left; return which of all ended as they should not have."""
         left = [member for member in self.members if member.alive]
-        wrong = []
+        wrong = [
+            f"worker {member.pid} ended by itself with {member.process.returncode}:\n{member.log.read_text()[-3000:]}"
+            for member in self.members
+            if not member.alive and not member.busy
+        ]
         for member, code in zip(left, await asyncio.gather(*map(self.stop, left)), strict=True):
             if not member.in_order(code):
                 wrong.append(f"worker {member.pid} ended with {code} on SIGTERM:\n{member.log.read_text()[-3000:]}")
@@ -166,6 +171,7 @@ class Fleet:
 
     async def kill(self, member: Member) -> None:
         self.faults += 1
+        member.busy = True
         self.disturb(member, monotonic())
         member.process.kill()
         assert await member.process.wait() == -signal.SIGKILL, f"it had ended before:\n{member.log.read_text()}"

@@ -153,6 +153,7 @@ async def serve() -> None:
             await worker.async_run()
     finally:
         await worker.close()
+        print("closed", flush=True)
 
 
 if __name__ == "__main__":
