@@ -8,8 +8,10 @@ from time import monotonic
 
 import pytest
 
+from tests.conftest import eventually
 from tests.faults.fleet import LEASE_S, SLOTS
 from tests.faults.harness import Arena
+from tests.faults.load import QUEUE
 
 ALWAYS = {"appendfsync": "always"}
 COMES_BACK_S = 6  #: until all workers have noticed that Redis is back, by their back-off
@@ -63,13 +65,17 @@ async def test_redis_away_for_longer_than_a_lease(arena: Arena) -> None:
 async def test_redis_full(arena: Arena) -> None:
     """Producers are refused and wait; workers go on, since what they finish makes room."""
     await arena.fleet.start(3)
+
+    async def is_empty() -> bool:
+        return await arena.redis.zcard(QUEUE) == 0
+
     before = (await arena.redis.config_get("maxmemory"))["maxmemory"]
 
     async def strike() -> None:
         arena.fleet.faults += 1
         used = (await arena.redis.info("memory"))["used_memory"]
         await arena.redis.config_set("maxmemory", used * 9 // 10)
-        await asyncio.sleep(arena.rng.uniform(0.1, 0.5))
+        await eventually(is_empty)
         await arena.redis.config_set("maxmemory", before)
 
     taken = await arena.run(strike, exact_tries=True)

@@ -63,7 +63,9 @@ async def test_workers_that_drain_on_sigterm(arena: Arena) -> None:
 
 async def test_workers_that_cancel_on_sigterm(arena: Arena) -> None:
     """With no time to drain, or a second signal while they do: jobs go back, and no try is burnt."""
-    await arena.fleet.start(3, hooks=0.02)
+    for job in list(arena.jobs.values())[::5]:  # so that there are always some to cancel
+        job.function, job.args, job.tries, job.succeeds = "work", (arena.rng.uniform(0.2, 0.6),), 1, True
+    await arena.fleet.start(3, hooks=0.02, drain=0)
 
     async def strike() -> None:
         if member := arena.fleet.any():
@@ -72,8 +74,7 @@ async def test_workers_that_cancel_on_sigterm(arena: Arena) -> None:
             arena.aside(stopped_in_good_order(arena, member, again_after_s=again_after_s, disturbs=True))
 
     taken = await arena.run(strike, exact_tries=True)
-    assert arena.fleet.faults
-    assert taken.repeats <= arena.fleet.faults * SLOTS
+    assert 0 < taken.repeats <= arena.fleet.faults * SLOTS
 
 
 async def stopped_in_good_order(arena: Arena, member: Member, **how: Any) -> None:
