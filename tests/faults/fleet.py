@@ -44,6 +44,7 @@ class Member:
     process: Process
     options: dict[str, Any]
     log: Path
+    handle: int  #: signals go by it, since Popen's own way would reap a process that asyncio waits for
     busy: bool = False  #: a fault is being done to it, or was its end
 
     @property
@@ -57,6 +58,10 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.process.returncode is None
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, number)
 
     def in_order(self, code: int) -> bool:
         """Whether it may end with this code on SIGTERM, of which one dies that does not hear it yet, or any more."""
@@ -120,7 +125,8 @@ class Fleet:
                 stdout=file,
                 stderr=file,
             )
-        self.members.append(Member(process, options | ({"port": port} if port else {}), log))
+        again = options | ({"port": port} if port else {})
+        self.members.append(Member(process, again, log, os.pidfd_open(process.pid)))
         return self.members[-1]
 
     async def replace(self, member: Member) -> Member:
@@ -160,9 +166,9 @@ class Fleet:
     async def abandon(self) -> None:
         """Leave no process behind, whatever happened."""
         for member in self.members:
-            if member.alive:
-                member.process.kill()
+            member.send(signal.SIGKILL)
             await member.process.wait()
+            os.close(member.handle)
 
     # -- faults --------------------------------------------------------------------------------------------------
 
@@ -173,7 +179,7 @@ class Fleet:
         self.faults += 1
         member.busy = True
         self.disturb(member, monotonic())
-        member.process.kill()
+        member.send(signal.SIGKILL)
         assert await member.process.wait() == -signal.SIGKILL, f"it had ended before:\n{member.log.read_text()}"
 
     async def pause(self, member: Member, seconds: float) -> None:
@@ -181,11 +187,11 @@ class Fleet:
         self.faults += 1
         member.busy = True
         begun = monotonic()
-        member.process.send_signal(signal.SIGSTOP)
+        member.send(signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
         finally:
-            member.process.send_signal(signal.SIGCONT)
+            member.send(signal.SIGCONT)
             if seconds > LEASE_S / 2:
                 self.disturb(member, begun, monotonic())
             member.busy = False
@@ -195,16 +201,15 @@ class Fleet:
         member.busy = True
         if disturbs:
             self.disturb(member, monotonic())
-        member.process.terminate()
+        member.send(signal.SIGTERM)
         if again_after_s is not None:
             await asyncio.sleep(again_after_s)
-            if member.alive:
-                member.process.terminate()
+            member.send(signal.SIGTERM)
         async with asyncio.timeout(ENDS_WITHIN_S):
             while member.stock:  # redis-py may swallow the cancellation by which stock arq stops
                 with contextlib.suppress(TimeoutError):
                     return await asyncio.wait_for(member.process.wait(), 1)
-                member.process.terminate()
+                member.send(signal.SIGTERM)
             return await member.process.wait()
 
     async def replace_ended(self, code: int, since_s: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 QUEUE = "arq:queue:faults"
 JOBS = int(os.environ.get("FAULTS_JOBS", "600"))  #: a scenario
-SECONDS = max(1.5, JOBS / 400)  #: for so long jobs come in and faults happen
+SECONDS = max(1.2, JOBS / 400)  #: for so long jobs come in and faults happen
 
 HOPELESS_TRIES = 3
 KILLER_TRIES = 2

@@ -48,7 +48,7 @@ async def test_loops_blocked_for_too_long(arena: Arena) -> None:
 async def test_jobs_that_kill_their_process(arena: Arena) -> None:
     """Their tries are bounded; the jobs beside them run again."""
     code, killers = 9, [f"kills-{n}" for n in range(3)]
-    await arena.fleet.start(3, exit_code=code)
+    await arena.fleet.start(3, exit_code=code, lease=1.5)
     arena.watch(arena.fleet.replace_ended(code, since_s=0))
     arena.jobs |= {killer: Job("kills", succeeds=False, tries=KILLER_TRIES) for killer in killers}
 
