@@ -114,6 +114,7 @@ class Fleet:
             "PATH": os.environ["PATH"],
             "ENV": "test",
             "REDIS_URL": f"redis://127.0.0.1:{port or self._port}",
+            "REDIS_USERNAME": "default",  # of a server that asks for no password
             "REDIS_SOCKET_TIMEOUT": "1",
             "REDIS_CONNECTION_TIMEOUT": "1",
         }
