@@ -77,7 +77,7 @@ async def test_what_cannot_be_run(arena: Arena) -> None:
         await arena.redis.zadd(QUEUE, {job_id: 0})
         arena.put[job_id] = Job("work", succeeds=job_id in ("retry", "result"))
     arena.jobs["huge"] = Job("echo", (arena.rng.randbytes(HUGE),))
-    await arena.fleet.start(3)
+    await arena.fleet.start(2)
 
     taken = await arena.run(exact_tries=True)
     assert taken.repeats == 0

@@ -57,14 +57,14 @@ async def test_redis_away_for_longer_than_a_lease(arena: Arena) -> None:
         for member in arena.fleet.members:
             arena.fleet.disturb(member, begun, monotonic() + COMES_BACK_S if member.alive else inf)
 
-    taken = await arena.run(strike, every_s=1, drained_within_s=60)
+    taken = await arena.run(strike, every_s=0.3, drained_within_s=60)
     assert gone
     assert taken.repeats <= 3 * 2 * SLOTS
 
 
 async def test_redis_full(arena: Arena) -> None:
     """Producers are refused and wait; workers go on, since what they finish makes room."""
-    await arena.fleet.start(3)
+    await arena.fleet.start(2)
 
     async def is_empty() -> bool:
         return await arena.redis.zcard(QUEUE) == 0

@@ -24,7 +24,7 @@ async def test_killed_workers(arena: Arena) -> None:
 
 async def test_workers_paused_for_longer_than_their_lease(arena: Arena) -> None:
     """What they come back with is fenced off."""
-    await arena.fleet.start(4)
+    await arena.fleet.start(3)
 
     async def strike() -> None:
         if member := arena.fleet.any():
@@ -36,7 +36,7 @@ async def test_workers_paused_for_longer_than_their_lease(arena: Arena) -> None:
 
 
 async def test_workers_paused_for_less_than_their_lease(arena: Arena) -> None:
-    await arena.fleet.start(4, lease=3)
+    await arena.fleet.start(3, lease=3)
 
     async def strike() -> None:
         if member := arena.fleet.any():
