@@ -15,7 +15,7 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
-        secrets-rotate local test lint bench lock docs
+        secrets-rotate local test faults lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foregrou
 
 test: $(VENV) ## All tests; those of the stack need the engine
 	@$(PYTHON) -m pytest $(ARGS)
+
+faults: $(VENV) ## Workers and Redis killed, paused, cut off: 10,000 jobs a scenario (ARGS="-k redis")
+	@FAULTS_JOBS=$${FAULTS_JOBS:-10000} $(PYTHON) -m pytest tests/faults -s $(ARGS)
 
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
