@@ -173,3 +173,13 @@ async def test_an_end_that_comes_after_its_lease_lapsed_counts_while_nobody_has_
     ends = [Settlement(claim.lease, "end", b"", 1000, 0) for claim in claims]
     assert await ours.settle(ends) == [1, 0]
     assert await ours.settle(ends) == [0, 0]
+
+
+async def test_a_renewal_that_comes_after_a_job_went_back_does_not_take_it(redis: ArqRedis) -> None:
+    """The renewal was on its way, from its own thread, when the job was given back."""
+    await enqueue(redis, "echo")
+    ours = scripts_of(redis)
+    (claim,) = (await ours.claim(1)).jobs
+    assert await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")]) == [1]
+    assert await ours.renew([claim.lease]) == [claim.lease.job_id]
+    assert len((await scripts_of(redis).claim(1)).jobs) == 1

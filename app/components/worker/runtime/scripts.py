@@ -156,8 +156,8 @@ class Scripts:
         if not flat:
             return []
         lost = await self._renew(
-            keys=[self._queue, keys.leases(self._queue)],
-            args=[self._lease_ms, self._ends_ms, keys.IN_PROGRESS, *flat],
+            keys=[keys.leases(self._queue)],
+            args=[self._lease_ms, keys.IN_PROGRESS, *flat],
         )
         return [job_id.decode() for job_id in lost]
 

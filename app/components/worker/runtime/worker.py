@@ -350,7 +350,7 @@ class Worker(JobRunner):
 
     def _lose(self, job_ids: list[str]) -> None:
         for job_id in job_ids:
-            if run := self._runs.get(job_id):
+            if (run := self._runs.get(job_id)) and not run.settling:
                 logger.warning("the lease of job %s is lost: another worker has it", job_id)
                 run.interrupt(Cause.LOST)
 

@@ -2,30 +2,27 @@
 --[[
   Renew the leases of jobs that we run or whose ends we have yet to store.
 
-  KEYS[1]  queue, sorted set
-  KEYS[2]  leases, sorted set
+  KEYS[1]  leases, sorted set
 
   ARGV[1]  ms until a lease lapses
-  ARGV[2]  ms in which a job has ended for certain
-  ARGV[3]  prefix of in-progress keys
+  ARGV[2]  prefix of in-progress keys
   and for each job: ARGV[n] its id, ARGV[n + 1] the token of its lease
 
-  Returns the ids of those that are lost: somebody else has them, or they are done.
+  Returns the ids of those that are lost: somebody else has them, or their end was stored just now.
 ]]
-local queue, leases = KEYS[1], KEYS[2]
+local leases = KEYS[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost = {}
 
-for n = 4, #ARGV, 2 do
+for n = 3, #ARGV, 2 do
   local id, token = ARGV[n], ARGV[n + 1]
-  local mark = ARGV[3] .. id
+  local mark = ARGV[2] .. id
   local holder = redis.call('GET', mark)
   if holder == token then
     redis.call('PEXPIRE', mark, ARGV[1])
-  elseif not holder and redis.call('ZSCORE', queue, id) then
-    redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, or Redis forgot it, and nobody has it
-    redis.call('ZADD', queue, 'XX', now + ARGV[2], id)
+  elseif not holder and redis.call('ZSCORE', leases, id) then
+    redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, and nobody took it
   else
     lost[#lost + 1] = id
     id = nil
