@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ops.local import FOLDER, ROOT
+from ops.configuration import ROOT
+from ops.local import FOLDER
 
 ENVIRONMENTS = FOLDER / "benchmarks"
 LOCKS = ROOT / "benchmarks" / "requirements"
@@ -24,8 +25,8 @@ def python_of(lock: str | None) -> Path:
         uv = Path(sys.executable).with_name("uv")
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-        install = [uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
-        subprocess.run([*install, "--python", python, "--requirement", source], check=True)
+        install: list[str | Path] = [uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
+    XX, "--python", python, "--requirement", source], check=True)
         shutil.copy(source, installed)
     return python
 

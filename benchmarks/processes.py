@@ -19,7 +19,8 @@ from redis.exceptions import ConnectionError
 
 from benchmarks.environments import python_of
 from benchmarks.systems import QUEUE, System
-from ops.local import ROOT, server_binary
+from ops.configuration import ROOT
+from ops.local import server_binary
 
 STARTS_WITHIN_S = 10.0
 ENDS_WITHIN_S = 10.0
@@ -128,7 +129,7 @@ async def server() -> AsyncIterator[Server]:
             await until(answers, [started], within_s=STARTS_WITHIN_S, every_s=0.05)
             yield Server(started, port, folder, databases)
             for redis in databases:
-                await redis.aclose()  # type: ignore[attr-defined]
+                await redis.aclose()
 
 
 async def until(

@@ -40,10 +40,11 @@ async def fill(server: Server, jobs: int, *, payload: bytes = b"", due_ms: int =
     """Put so many no-op jobs into the queue, as a stock producer would have, but fast."""
     args = (payload,) if payload else ()
     job = serialize_job("noop", args, {}, None, int(time.time() * 1000))
+    script = server.redis.register_script(FILL)
     step = max(1, min(FILL_AT_A_TIME, BYTES_AT_A_TIME // len(job)))
     for first in range(1, jobs + 1, step):
         last = min(first + step - 1, jobs)
-        await server.redis.eval(FILL, 1, QUEUE, job, first, last, due_ms or int(time.time() * 1000))  # type: ignore[misc]
+        await script([QUEUE], [job, first, last, due_ms or int(time.time() * 1000)])
 
 
 async def depth(scale: float) -> Rows:

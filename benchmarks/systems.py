@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.environments import LOCKS, locked_version
-from ops.local import ROOT
+from ops.configuration import ROOT
 
 QUEUE = "arq:queue:bench"
 ARQ_LOCK = ROOT / "requirements" / "app.txt"
@@ -60,13 +60,13 @@ SYSTEMS = (
     _peer("dramatiq", slots=8, count=RESULTS_ALONE, jobs=10_000, longest_pause_s=0.5),
     _peer(
         "SAQ",
-        slots=50,
+        slots=10,
         count=Count(("ZCARD", "saq:bench:incomplete"), falls=True),
         jobs=10_000,
         results="saq:job:bench:*",
     ),
     _peer("streaQ", slots=100, count=Count(("ZCARD", "streaq:bench:index:results")), jobs=8_000),
-    _peer("Celery", slots=4, count=RESULTS_ALONE, jobs=8_000),
+    _peer("Celery", slots=10, count=RESULTS_ALONE, jobs=8_000),
     _peer(
         "RQ",
         slots=1,

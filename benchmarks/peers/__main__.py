@@ -63,7 +63,7 @@ def main(name: str, role: str, port: str, slots: str, record: str) -> None:
     if role == "work":
         peer.work()
     else:
-        asyncio.run(produce(peer))
+        type(peer).run(produce(peer))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import ClassVar
 
 import uvloop
 from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker, func
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import Peer, Run
 from benchmarks.peers.tasks import ASYNC, with_context
 
 QUEUE = "arq:queue:bench"
@@ -17,7 +18,7 @@ QUEUE = "arq:queue:bench"
 
 class Arq(Peer):
     worker_class = Worker
-    fast_loop = True
+    run: ClassVar[Run] = uvloop.run
 
     async def connect(self) -> None:
         self.redis = await create_pool(RedisSettings(port=self.port), default_queue_name=QUEUE)
@@ -27,7 +28,7 @@ class Arq(Peer):
 
     async def _work(self) -> None:
         worker = self.worker_class(
-            functions=[func(with_context(task), name=name) for name, task in ASYNC.items()],  # type: ignore[arg-type]
+            functions=[func(with_context(task), name=name) for name, task in ASYNC.items()],
             queue_name=QUEUE,
             redis_settings=RedisSettings(port=self.port),
             max_jobs=self.slots,
@@ -36,7 +37,7 @@ class Arq(Peer):
 
     def work(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):  # stock arq's way to end
-            (uvloop.run if self.fast_loop else asyncio.run)(self._work())
+            type(self).run(self._work())
 
 
 PEER = Arq

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from benchmarks.peers.arq import Arq
 
 
 class ArqDefault(Arq):
-    fast_loop = False
+    run = asyncio.run
 
 
 PEER = ArqDefault

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
 
 IN_FLIGHT = 20  #: enqueues at a time, of producers that are asynchronous and have no way to enqueue many
 
 
 class Peer(ABC):
     """A system on the Redis of ``port``, in the process of a producer or of a worker with so many slots."""
+
+    run: ClassVar[Run] = asyncio.run  #: or uvloop's, where jobs are coroutines
 
     def __init__(self, port: int, slots: int) -> None:
         self.url = f"redis://localhost:{port}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import uvloop
 from saq import Queue, Worker
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import Peer, Run
 from benchmarks.peers.tasks import ASYNC, with_context
 
 PARAMETERS = {"now": "asked", "sleep": "seconds"}
 
 
 class Saq(Peer):
+    run: ClassVar[Run] = uvloop.run
+
     def __init__(self, port: int, slots: int) -> None:
         super().__init__(port, slots)
         self.queue = Queue.from_url(self.url, name="bench")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import uvloop
 from streaq import Worker
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import Peer, Run
 from benchmarks.peers.tasks import ASYNC
 
 BATCH = 1000
 
 
 class Streaq(Peer):
+    run: ClassVar[Run] = uvloop.run
+
     def __init__(self, port: int, slots: int) -> None:
         super().__init__(port, slots)
         self.worker = Worker(self.url, queue_name="bench", concurrency=slots, anyio_kwargs={"use_uvloop": True})

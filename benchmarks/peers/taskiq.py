@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import uvloop
 from taskiq.api import run_receiver_task
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import Peer, Run
 from benchmarks.peers.tasks import ASYNC
 
 
 class Taskiq(Peer):
+    run: ClassVar[Run] = uvloop.run
+
     def __init__(self, port: int, slots: int) -> None:
         super().__init__(port, slots)
         results = RedisAsyncResultBackend(f"{self.url}/1", result_ex_time=3600)
