@@ -26,7 +26,7 @@ def python_of(lock: str | None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
         install: list[str | Path] = [uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
-    XX, "--python", python, "--requirement", source], check=True)
+        subprocess.run([*install, "--python", python, "--requirement", source], check=True)
         shutil.copy(source, installed)
     return python
 
