@@ -1,61 +1,78 @@
-"""What is measured: each system is a worker process of one queue, `python -m benchmarks.systems NAME PORT`.
-
-Each has its best honest settings: results are kept, and jobs survive a crash of the worker.
-"""
+"""What is measured: each system, its settings, and how its results are counted."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import sys
-import time
-from typing import Any
+from dataclasses import dataclass
 
-import arq.worker
-import uvloop
-from arq.connections import RedisSettings
-from arq.worker import func
-
-from app.components.worker.runtime import Worker
+from benchmarks.environments import LOCKS, locked_version
+from ops.configuration import ROOT
 
 QUEUE = "arq:queue:bench"
+ARQ_LOCK = ROOT / "requirements" / "app.txt"
 
 
-async def noop(ctx: dict[Any, Any]) -> None:
-    pass
+@dataclass(frozen=True)
+class Count:
+    """A command, cheap at any size, that counts the results; or, where they fall, the jobs that have none yet."""
+
+    command: tuple[str, ...]
+    falls: bool = False
+    database: int = 0
 
 
-async def now(ctx: dict[Any, Any]) -> float:
-    return time.time()
+@dataclass(frozen=True)
+class System:
+    title: str
+    peer: str  #: a module of ``benchmarks.peers``
+    lock: str | None  #: what its environment is made from; None for the project's own
+    slots: int
+    count: Count
+    jobs: int  #: to drain, for some seconds
+    longest_pause_s: float = 0.1  #: before a pick-up; those that poll are asked at any time between two looks
+    results: str | None = None  #: keys of results, where it is not they that are counted
+    one_at_a_time: bool = False
 
 
-async def sleep(ctx: dict[Any, Any], seconds: float) -> None:
-    await asyncio.sleep(seconds)
+def _arq(title: str, peer: str, slots: int, jobs: int, longest_pause_s: float = 0.1) -> System:
+    # A job leaves the queue in the transaction that stores its result.
+    waiting = Count(("ZCARD", QUEUE), falls=True)
+    return System(title, peer, None, slots, waiting, jobs, longest_pause_s, "arq:result:*")
 
 
-#: name: the worker's class, its options, and whether it runs on uvloop
-SYSTEMS: dict[str, tuple[type[arq.worker.Worker], dict[str, Any], bool]] = {
-    "this worker, 500 slots": (Worker, {"max_jobs": 500}, True),
-    "this worker, 10 slots": (Worker, {"max_jobs": 10}, True),
-    "arq 0.28, 500 slots, uvloop": (arq.worker.Worker, {"max_jobs": 500}, True),
-    "arq 0.28, as it comes": (arq.worker.Worker, {}, False),
-}
+def _peer(name: str, package: str | None = None, **options: object) -> System:
+    peer = name.lower()
+    version = locked_version(LOCKS / f"{peer}.txt", package or peer)
+    return System(f"{name} {version}", peer, peer, **options)  # type: ignore[arg-type]
 
 
-def main(name: str, port: str) -> None:
-    logging.basicConfig(level=logging.WARNING)
-    worker_class, options, fast_loop = SYSTEMS[name]
+OURS = _arq("this worker, 500 slots", "aegis", 500, 50_000)
+ARQ = f"arq {locked_version(ARQ_LOCK, 'arq')}"
+BEST_ARQ = _arq(f"{ARQ}, 500 slots, uvloop", "arq", 500, 10_000, 0.5)
+RESULTS_ALONE = Count(("DBSIZE",), database=1)
 
-    async def work() -> None:
-        functions = [func(noop, name="noop"), func(now, name="now"), func(sleep, name="sleep")]
-        await worker_class(
-            functions=functions, queue_name=QUEUE, redis_settings=RedisSettings(port=int(port)), **options
-        ).async_run()
-
-    with contextlib.suppress(asyncio.CancelledError):  # stock arq's way to end
-        (uvloop.run if fast_loop else asyncio.run)(work())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+SYSTEMS = (
+    OURS,
+    _arq("this worker, 10 slots", "aegis", 10, 50_000),
+    BEST_ARQ,
+    _arq(f"{ARQ}, as it comes", "arq_default", 10, 1_000, 0.5),
+    _peer("taskiq", slots=100, count=RESULTS_ALONE, jobs=15_000),
+    _peer("huey", slots=4, count=Count(("HLEN", "huey.results.bench")), jobs=15_000),
+    _peer("dramatiq", slots=8, count=RESULTS_ALONE, jobs=10_000, longest_pause_s=0.5),
+    _peer(
+        "SAQ",
+        slots=10,
+        count=Count(("ZCARD", "saq:bench:incomplete"), falls=True),
+        jobs=10_000,
+        results="saq:job:bench:*",
+    ),
+    _peer("streaQ", slots=100, count=Count(("ZCARD", "streaq:bench:index:results")), jobs=8_000),
+    _peer("Celery", slots=10, count=RESULTS_ALONE, jobs=8_000),
+    _peer(
+        "RQ",
+        slots=1,
+        count=Count(("ZCARD", "rq:finished:bench")),
+        jobs=5_000,
+        results="rq:results:*",
+        one_at_a_time=True,
+    ),
+)

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Lock the dependencies of pyproject.toml into requirements/, with hashes and without an index's address, one file for
-# each thing that is installed: the app, the app with an extra, a developer's tools on top of all.
+# each thing that is installed: the app, the app with an extra, a developer's tools on top of all. And those of each
+# system that the benchmarks compare, into benchmarks/requirements/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lock() { # NAME [OPTION...]
+lock() { # OUTPUT INPUT [OPTION...]
   uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-    --custom-compile-command 'make lock' pyproject.toml --output-file "requirements/$1.txt" "${@:2}"
-  echo "requirements/$1.txt"
+    --custom-compile-command 'make lock' "$2" --output-file "$1" "${@:3}"
+  echo "$1"
 }
 
-lock app
-lock media --extra media --constraints requirements/app.txt
-lock dev --extra media --extra dev --constraints requirements/media.txt
+lock requirements/app.txt pyproject.toml
+lock requirements/media.txt pyproject.toml --extra media --constraints requirements/app.txt
+lock requirements/dev.txt pyproject.toml --extra media --extra dev --constraints requirements/media.txt
+for input in benchmarks/requirements/*.in; do
+  lock "${input%.in}.txt" "$input"
+done
