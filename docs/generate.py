@@ -29,7 +29,7 @@ Passwords are files in `secrets/<ENV>/`, which the first `make up` makes and git
 | file | what |
 |---|---|
 | `redis_password` | `REDIS_PASSWORD`: of the user `worker`, for workers and the CLI |
-| `redis_producer_password`, `redis_monitor_password`, `redis_admin_password` | of those users, see [how it works](index.md#secrets) |
+| `redis_producer_password`, … | of the other users, see [how it works](index.md#secrets) |
 | `redis_acl` | who may do what in Redis, made of `redis/users.acl.template`; it holds hashes, no passwords |
 """
 

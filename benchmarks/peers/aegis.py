@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.components.worker.runtime import Worker
+from app.components.worker.runtime import NewJob, Worker, enqueue_many
 from benchmarks.peers.arq import Arq
 
 
@@ -10,7 +10,7 @@ class Aegis(Arq):
     worker_class = Worker
 
     async def enqueue_noops(self, count: int) -> None:
-        await super().enqueue_noops(count)  # a stock arq producer
+        await enqueue_many(self.redis, (NewJob("noop") for _ in range(count)))
 
 
 PEER = Aegis
