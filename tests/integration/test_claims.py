@@ -12,7 +12,7 @@ from arq.utils import timestamp_ms
 from redis.exceptions import ConnectionError
 
 from app.components.worker.runtime import Backoff, keys
-from app.components.worker.runtime.scripts import Claims, Scripts, Settlement
+from app.components.worker.runtime.scripts import Claims, Lease, Scripts, Settlement
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
@@ -181,5 +181,50 @@ async def test_a_renewal_that_comes_after_a_job_went_back_does_not_take_it(redis
     ours = scripts_of(redis)
     (claim,) = (await ours.claim(1)).jobs
     assert await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")]) == [1]
-    assert await ours.renew([claim.lease]) == [claim.lease.job_id]
+    assert await ours.renew([claim.lease]) == [claim.lease]
     assert len((await scripts_of(redis).claim(1)).jobs) == 1
+
+
+async def test_a_lease_that_is_lost_says_nothing_of_the_next_one(redis: ArqRedis, serve: MakeWorker) -> None:
+    """News of a renewal come late: the job was retried at once meanwhile, and is ours again."""
+    worker = await serve()
+    job = await enqueue(redis, "counted", 0.3)
+    await eventually(lambda: worker._leases())
+    worker._lose([Lease(job.job_id, "an older token")])
+    assert await result(job) == 1
+
+
+async def test_jobs_that_others_took_while_we_stood_still_are_not_started(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Scripts.claim
+    stood_still = asyncio.Event()
+
+    async def claim(self: Scripts, wanted: int) -> Claims:
+        claims = await whole(self, wanted)
+        if claims.jobs and not stood_still.is_set():
+            stood_still.set()
+            await asyncio.sleep(1)
+            await redis.set(keys.IN_PROGRESS + jobs[0].job_id, "somebody else's token")
+        return claims
+
+    monkeypatch.setattr(Scripts, "claim", claim)
+    jobs = [await enqueue(redis, "counted", 0) for _ in range(2)]
+    await serve(lease=0.5)
+    assert await result(jobs[1]) == 1
+    assert await redis.get(f"runs:{jobs[0].job_id}") is None
+
+
+async def test_a_count_of_tries_that_is_no_number_harms_nobody(redis: ArqRedis, serve: MakeWorker) -> None:
+    job = await enqueue(redis, "echo", 1)
+    await redis.set(keys.RETRY + job.job_id, "many")
+    await serve()
+    assert await result(job) == 1
+
+
+async def test_a_worker_that_cannot_store_ends_any_more_ends_itself(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve()
+    worker._commits._task.cancel()
+    worker._wake.set()
+    with pytest.raises(asyncio.CancelledError):
+        await worker.main_task

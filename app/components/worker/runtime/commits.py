@@ -38,6 +38,11 @@ class Commits:
         """Whether something has not been taken yet."""
         return not self._idle.is_set()
 
+    def check(self) -> None:
+        """Raise what ended the task that stores, which does not end by itself."""
+        if self._task.done():
+            self._task.result()
+
     async def flush(self, timeout_s: float) -> bool:
         """Wait until all is taken, or for so long; return whether it is."""
         try:

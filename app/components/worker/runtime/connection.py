@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis.asyncio import ConnectionPool
 from redis.connection import HiredisRespSerializer
+from redis.exceptions import ConnectionError
 
 SOCKET_TIMEOUT_S = 10.0  #: arq's own pool has none, and waits for ever on a connection that leads nowhere
 
 
-class _Packed:
+class _Prepared:
     """Packs commands in C: redis-py's blocking connections do, its asyncio ones do not; a seventh of a job's CPU."""
 
     pack_command = staticmethod(HiredisRespSerializer().pack)
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **options)  # type: ignore[misc]
+        except RuntimeError as error:  # uvloop's word for a transport that was closed
+            raise ConnectionError(str(error)) from error
 
 
 async def prepare(pool: ConnectionPool) -> None:
     """Have a pool's connections pack in C and time out; those that it has and nobody uses are closed."""
     base = pool.connection_class
-    if issubclass(base, _Packed):
+    if issubclass(base, _Prepared):
         return
-    pool.connection_class = type(base.__name__, (_Packed, base), {})
+    pool.connection_class = type(base.__name__, (_Prepared, base), {})
     if pool.connection_kwargs.get("socket_timeout") is None:
         pool.connection_kwargs["socket_timeout"] = SOCKET_TIMEOUT_S
     await pool.disconnect(inuse_connections=False)

@@ -30,7 +30,7 @@ class Keeper:
     :param redis: whose connection is to be had a second time
     :param scripts: makes the scripts for that second connection
     :param leases: gives those that are to be kept; called in the thread
-    :param lost: told of jobs whose lease is somebody else's now; called in the thread
+    :param lost: told of those that are somebody else's now; called in the thread
     :param blocked_log_s: a loop that does not turn for so long has its stack logged
     :param blocked_exit_s: one that does not turn for so long ends the process
     """
@@ -41,7 +41,7 @@ class Keeper:
         scripts: Callable[[Redis], Scripts],
         *,
         leases: Callable[[], Iterable[Lease]],
-        lost: Callable[[list[str]], None],
+        lost: Callable[[list[Lease]], None],
         lease_s: float,
         blocked_log_s: float,
         blocked_exit_s: float,
@@ -65,6 +65,11 @@ class Keeper:
         self._beat()
         self._thread.start()
         self._ready.wait()
+
+    def check(self) -> None:
+        """Raise ``RuntimeError`` where the thread has ended, which it does not by itself."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that renews leases has ended")
 
     async def stop(self) -> None:
         if self._thread.is_alive():

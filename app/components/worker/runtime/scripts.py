@@ -150,8 +150,8 @@ class Scripts:
         ]
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
-    async def renew(self, leases: Iterable[Lease]) -> list[str]:
-        """Renew leases; return the ids of those that are lost."""
+    async def renew(self, leases: Iterable[Lease]) -> list[Lease]:
+        """Renew leases; return copies of those that are lost."""
         flat = [field for lease in leases for field in (lease.job_id, lease.token)]
         if not flat:
             return []
@@ -159,7 +159,7 @@ class Scripts:
             keys=[keys.leases(self._queue)],
             args=[self._lease_ms, keys.IN_PROGRESS, *flat],
         )
-        return [job_id.decode() for job_id in lost]
+        return [Lease(job_id.decode(), token.decode()) for job_id, token in lost]
 
     async def recall(self, known: Iterable[str]) -> int:
         """Give back the claims whose reply was lost, which are all but those of these ids; return how many."""

@@ -227,6 +227,8 @@ class Worker(JobRunner):
     async def _serve(self) -> None:
         away_since = 0.0
         while not self._is_over():
+            self._commits.check()
+            self._keeper.check()
             try:
                 if self._failures:
                     await self._return(monotonic() - away_since)
@@ -262,8 +264,9 @@ class Worker(JobRunner):
         if self._behind:
             return IDLE_LOOK_S  # an end that is stored wakes us
         told, self._told = self._told, False
+        asked = monotonic()
         claims = await self._scripts.claim(wanted)
-        for claim in claims.jobs:
+        for claim in await self._still_ours(claims.jobs, asked):
             self._start(claim)
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
         if claims.jobs or told:
@@ -280,6 +283,14 @@ class Worker(JobRunner):
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
         return wait_s if claims.wait_s is None else min(wait_s, claims.wait_s)
+
+    async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
+        """Return claims less those that others took, where we stood still for longer than leases last meanwhile."""
+        while jobs and monotonic() - asked > self.lease_s / 2:
+            asked = monotonic()
+            lost = await self._scripts.renew(claim.lease for claim in jobs)
+            jobs = [claim for claim in jobs if claim.lease not in lost]
+        return jobs
 
     def _tell(self) -> None:
         """A job was enqueued: look at once, or, where others are quicker anyway, after some of them."""
@@ -345,13 +356,14 @@ class Worker(JobRunner):
         now, runs = monotonic(), list(self._runs.values())
         return [run.claim.lease for run in runs if run.settling or run.ends_by > now]
 
-    def _lose_from_thread(self, job_ids: list[str]) -> None:
-        self.loop.call_soon_threadsafe(self._lose, job_ids)
+    def _lose_from_thread(self, leases: list[Lease]) -> None:
+        self.loop.call_soon_threadsafe(self._lose, leases)
 
-    def _lose(self, job_ids: list[str]) -> None:
-        for job_id in job_ids:
-            if (run := self._runs.get(job_id)) and not run.settling:
-                logger.warning("the lease of job %s is lost: another worker has it", job_id)
+    def _lose(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            # By now the job may have ended, or be ours by another lease.
+            if (run := self._runs.get(lease.job_id)) and run.claim.lease == lease and not run.settling:
+                logger.warning("the lease of job %s is lost: another worker has it", lease.job_id)
                 run.interrupt(Cause.LOST)
 
     async def _interrupt_aborted(self) -> None:

@@ -113,7 +113,7 @@ if #ids > 0 then
   local found = redis.call('MGET', unpack(wants))
   local aborts = redis.call('ZCARD', abort) > 0
   for i, id in ipairs(ids) do
-    local tries, has_lapsed, asked, at = tonumber(found[2 * i] or 0) + 1, 0, false, #reply
+    local tries, has_lapsed, asked, at = (tonumber(found[2 * i] or 0) or 0) + 1, 0, false, #reply
     if i <= lapsed then
       redis.call('SET', retry .. id, tries, 'EX', ARGV[6]) -- the try of the worker that is gone
       tries, has_lapsed = tries + 1, 1

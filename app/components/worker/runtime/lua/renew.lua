@@ -8,7 +8,7 @@
   ARGV[2]  prefix of in-progress keys
   and for each job: ARGV[n] its id, ARGV[n + 1] the token of its lease
 
-  Returns the ids of those that are lost: somebody else has them, or their end was stored just now.
+  Returns { id, token } of each that is lost: somebody else has it, or its end was stored just now.
 ]]
 local leases = KEYS[1]
 local time = redis.call('TIME')
@@ -24,7 +24,7 @@ for n = 3, #ARGV, 2 do
   elseif not holder and redis.call('ZSCORE', leases, id) then
     redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, and nobody took it
   else
-    lost[#lost + 1] = id
+    lost[#lost + 1] = { id, token }
     id = nil
   end
   if id then
