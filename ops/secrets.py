@@ -8,6 +8,7 @@ from pathlib import Path
 
 PASSWORD = "redis_password"  # noqa: S105 - a file's name
 ACL = "redis_acl"
+SIGNING_KEY = "worker_signing_key"
 
 
 def ensure(folder: Path, template: Path) -> bool:
@@ -15,7 +16,7 @@ def ensure(folder: Path, template: Path) -> bool:
 
     ``template`` is the ACL file with ``{password_sha256}`` where the hash goes: Redis never sees a password in the
     clear. The files are open to read, since containers read them as other users; the folder is not, which closes
-    them to everybody else on the host.
+    them to everybody else on the host. There is no signing key unless somebody writes one into its file.
     """
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -24,6 +25,9 @@ def ensure(folder: Path, template: Path) -> bool:
     made = not password_file.exists()
     if made:
         _write(password_file, secrets.token_urlsafe(32))
+    if not (signing_key := folder / SIGNING_KEY).exists():
+        signing_key.touch(mode=0o644)
+        made = True
     password = password_file.read_text().strip()
     # Redis takes no comments in the file itself.
     users = "".join(line for line in template.read_text().splitlines(keepends=True) if not line.startswith("#"))
