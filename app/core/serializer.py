@@ -176,13 +176,17 @@ def _made_error(cls: type[BaseException], args: Iterable[Any]) -> BaseException:
 
 
 def _loaded_class(module_name: str, qualified_name: str) -> type | None:
-    found: Any = sys.modules.get(module_name)
-    if type(found) is not ModuleType:  # a lazy one imports itself when it is looked at
+    """Look a class up and run no code: what a module has may be anything, a proxy that loads when it is touched say."""
+    module = sys.modules.get(module_name)
+    if type(module) is not ModuleType:  # a lazy one
         return None
+    names: Any = vars(module)
+    found: Any = None
     for name in qualified_name.split("."):
-        found = vars(found).get(name)  # not getattr, which calls a module's or a metaclass's __getattr__
-        if not isinstance(found, type):
+        found = names.get(name)
+        if not issubclass(type(found), type):  # isinstance would ask for found.__class__
             return None
+        names = type.__getattribute__(found, "__dict__")
     return found  # type: ignore[no-any-return]
 
 
@@ -206,8 +210,8 @@ _PARTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     Decimal: (str, Decimal),
 }
 _TAGS = {cls: cls.__name__.lower() for cls in _PARTS}
-_MAKERS = {_TAGS[cls]: make for cls, (_, make) in _PARTS.items()}
-_MAKERS |= {"error": _put_error_together, "registered": _put_together}
+_MAKERS: dict[str, Callable[[Any], Any]] = {"error": _put_error_together, "registered": _put_together}
+_MAKERS |= {_TAGS[cls]: make for cls, (_, make) in _PARTS.items()}
 _INT64 = 1 << 63
 _STR = frozenset({str})
 
