@@ -62,6 +62,10 @@ class RemoteError(Exception):
     def __str__(self) -> str:
         return ": ".join(self.args)
 
+    def __repr__(self) -> str:
+        kind, text = self.args
+        return f"{kind}({text!r})"
+
 
 # -- classes ---------------------------------------------------------------------------------------------------------
 

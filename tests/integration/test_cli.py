@@ -21,6 +21,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 
 from app.components.worker.runtime import dead, keys
+from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
@@ -124,8 +125,9 @@ def worker(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture
 async def producer(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
-    """A stock producer, on the database as it is: the worker stays from test to test."""
-    pool = await create_pool(redis_server)
+    """A stock producer that writes as the worker reads, on the database as it is: the worker stays between tests."""
+    serializer = Serializer()
+    pool = await create_pool(redis_server, job_serializer=serializer.dumps, job_deserializer=serializer.loads)
     yield pool
     await pool.aclose()
 
@@ -154,6 +156,10 @@ async def enqueue(redis: ArqRedis, task: str, *args: Any, queue: str = LOAD_TEST
     job = await redis.enqueue_job(task, *args, _queue_name=queue, **options)
     assert job is not None
     return job.job_id
+
+
+def job_of(redis: ArqRedis, job_id: str) -> Job:
+    return Job(job_id, redis, LOAD_TEST, redis.job_deserializer)
 
 
 async def enqueue_running(redis: ArqRedis) -> str:
@@ -347,18 +353,18 @@ async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, produce
 
     # A worker looks for jobs twice a second at least.
     await asyncio.sleep(max(0, asked + 1.2 - monotonic()))
-    assert await Job(due, producer, LOAD_TEST).status() == JobStatus.queued
+    assert await job_of(producer, due).status() == JobStatus.queued
 
     purge = await cli("queue purge load_test --yes --json")
     assert (purge.code, purge.data) == (0, {"queue": "load_test", "removed": 2})
     assert await producer.zrange(LOAD_TEST, 0, -1) == [runs.encode()]
     assert await producer.exists(*(keys.JOB + job_id for job_id in (runs, due, deferred))) == 1
-    assert await Job(runs, producer, LOAD_TEST).status() == JobStatus.in_progress
+    assert await job_of(producer, runs).status() == JobStatus.in_progress
 
     waiting = await enqueue(producer, "light_io_task", 0)
     resume = await cli("queue resume load_test")
     assert (resume.code, resume.out) == (0, "load_test is served\n")
-    assert (await Job(waiting, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+    assert (await job_of(producer, waiting).result(timeout=10, poll_delay=0.05))["bytes"]
     abort, empty = await cli.each(f"job abort {runs}", "queue purge media --yes")
     assert abort.code == 0
     assert (empty.code, empty.out) == (0, "0 jobs removed from media\n")
@@ -373,7 +379,7 @@ async def test_a_job_of_a_stock_producer(cli: Cli, producer: ArqRedis) -> None:
     result = await cli(f"job result {job_id} --timeout 10 --json")
     assert result.code == 0
     assert result.data["success"]
-    assert result.data["result"] == await Job(job_id, producer, LOAD_TEST).result(timeout=1)
+    assert result.data["result"] == await job_of(producer, job_id).result(timeout=1)
 
     status, table, text, again, abort = await cli.each(
         f"job status {job_id} --json",
@@ -462,8 +468,8 @@ async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> 
         assert (status.data["status"], status.data["tries"], status.data["args"]) == ("queued", 0, [1, "once"])
         twice.refuses(f"job {failed} is queued: only one that has ended can run again", code=1)
     # It has all of its tries again, of which the second is the one that works.
-    assert (await Job(failed, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["job_try"] == 2
-    assert (await Job(done, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+    assert (await job_of(producer, failed).result(timeout=10, poll_delay=0.05))["job_try"] == 2
+    assert (await job_of(producer, done).result(timeout=10, poll_delay=0.05))["bytes"]
 
 
 @pytest.mark.usefixtures("served")

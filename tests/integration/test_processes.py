@@ -17,6 +17,7 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
 from app.components.worker.runtime import health, keys
+from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
@@ -54,6 +55,14 @@ class Service:
 
 
 MakeService = Callable[..., Any]
+
+
+@pytest.fixture
+def redis(redis: ArqRedis) -> ArqRedis:
+    """A producer that writes as these workers read."""
+    serializer = Serializer()
+    redis.job_serializer, redis.job_deserializer = serializer.dumps, serializer.loads
+    return redis
 
 
 @pytest.fixture
