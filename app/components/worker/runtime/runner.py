@@ -143,9 +143,9 @@ class JobRunner(arq.worker.Worker):
             retry_jobs=self.retry_jobs,
         )
         if isinstance(decision, Again):
-            logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, error)
+            logger.warning("try %d failed, again in %.1fs: %s", job.tries, decision.wait_s, described(error))
         else:
-            logger.error("failed: %r", error, exc_info=error)
+            logger.error("failed: %s", described(error), exc_info=error)
         return decision
 
     def _settle_end(self, run: Run, end: Ended, after: Callable[[], Any] | None = None) -> None:
