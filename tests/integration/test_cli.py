@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -45,6 +47,16 @@ class Answer:
         assert self.err.count("\n") == 1, self.err
         for text in texts:
             assert text in self.err
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
 
 
 class Cli:
@@ -508,6 +520,40 @@ async def test_dead_letters_are_looked_at_retried_and_discarded(cli: Cli, produc
     discarded = await cli("dead discard --all")
     assert (discarded.code, discarded.out) == (0, "2 dead letters deleted\n")
     assert (await cli("dead ls")).out == "no dead letters\n"
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_pickle_is_shown_and_not_loaded(cli: Cli, producer: ArqRedis, tmp_path: Path) -> None:
+    payload = pickle.dumps({"t": None, "f": "light_io_task", "a": (Canary(tmp_path / "canary"),), "k": {}, "et": 0})
+    await producer.set(keys.JOB + "poison", payload)
+    async with paused(producer, LOAD_TEST):
+        await producer.zadd(LOAD_TEST, {"poison": 0})
+        waits, queue = await cli.each("job status poison", "queue show load_test --json")
+        waits.refuses("job poison cannot be read here: payload is a pickle, WORKER_SERIALIZER is msgpack", code=1)
+        assert [job["function"] for job in queue.data["jobs"]] == [None]
+    result = await cli("job result poison --timeout 10")
+    assert "payload is a pickle, WORKER_SERIALIZER is msgpack" in result.err
+    letter, status, retry = await cli.each("dead show poison --json", "job status poison --json", "job retry poison")
+    (found,) = letter.data
+    assert (found["reason"], base64.urlsafe_b64decode(found["payload"])) == ("undecodable", payload)
+    assert status.data["function"] == "<unknown>"
+    retry.refuses("could not be read: what it was to do is not known", code=1)
+    assert not (tmp_path / "canary").exists()
+    assert (await cli("dead discard poison")).code == 0
+
+
+async def test_what_is_too_large_is_not_sent(cli: Cli) -> None:
+    answer = await cli(
+        "job",
+        "enqueue",
+        "light_io_task",
+        "--kwargs",
+        '{"delay_s": "%s"}' % ("x" * 5000),
+        WORKER_MAX_PAYLOAD_BYTES="4096",
+    )
+    answer.refuses(
+        'unable to serialize job "light_io_task": payload of 5,', "larger than 4,096, WORKER_MAX_PAYLOAD_BYTES"
+    )
 
 
 # -- load ------------------------------------------------------------------------------------------------------------
