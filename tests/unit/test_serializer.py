@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import pytest
 from arq.jobs import deserialize_job, deserialize_result, serialize_job, serialize_result
 from msgspec import msgpack
 
+from app.cli import task
 from app.core import serializer as module
 from app.core.serializer import Format, PayloadError, RemoteError, Serializer, register
 from tests.conftest import ROOT
@@ -234,6 +236,17 @@ def test_a_class_that_is_not_registered_is_not_made(ours: Serializer, monkeypatc
     monkeypatch.delitem(module._registered, "NotRegistered")
     with pytest.raises(PayloadError, match="no class NotRegistered is registered here"):
         ours.loads(sent)
+
+
+def test_the_cli_imports_tasks_where_a_payload_names_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Serializer()
+    monkeypatch.setitem(module._registered, "NotRegistered", NotRegistered)
+    sent = ours.dumps(job(NotRegistered()))
+    monkeypatch.delitem(module._registered, "NotRegistered")
+    loading = partial(monkeypatch.setitem, module._registered, "NotRegistered", NotRegistered)
+    monkeypatch.setattr(task, "load", lambda names: loading())
+    pool: Any = types.SimpleNamespace(job_deserializer=ours.loads)
+    assert task.decoded(deserialize_job, sent, pool).args == (NotRegistered(),)
 
 
 # -- exceptions ------------------------------------------------------------------------------------------------------
