@@ -60,8 +60,11 @@ def load(name: str, *, root: Path = ROOT, shell: Mapping[str, str] = os.environ)
         read, bad = parse(file.read_text())
         values |= read
         problems += [f"{file.relative_to(root)}:{number}: not NAME=value: {line}" for number, line in bad]
-        if "REDIS_PASSWORD" in read:
-            problems.append(f"{file.relative_to(root)}: REDIS_PASSWORD does not go into env files: see secrets/{name}/")
+        problems += [
+            f"{file.relative_to(root)}: {secret} does not go into env files: see secrets/{name}/"
+            for secret in ("REDIS_PASSWORD", "WORKER_SIGNING_KEY")
+            if secret in read
+        ]
     values |= {key: shell[key] for key in values if key in shell and key != "ENV"}
     problems += _problems(name, values, root)
     if problems:

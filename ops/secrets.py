@@ -15,6 +15,7 @@ USERS = {
     "admin": "redis_admin_password",
 }
 RETIRED = ".retired"  #: + a password's file: the hash of the one before, for as long as it is valid
+SIGNING_KEY = "worker_signing_key"
 
 
 def ensure(folder: Path, template: Path) -> bool:
@@ -22,7 +23,7 @@ def ensure(folder: Path, template: Path) -> bool:
 
     ``template`` is the ACL file with ``{user}`` where the hashes go: Redis never sees a password in the clear. The
     files are open to read, since containers read them as other users; the folder is not, which closes them to
-    everybody else on the host.
+    everybody else on the host. There is no signing key unless somebody writes one into its file.
     """
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -30,6 +31,9 @@ def ensure(folder: Path, template: Path) -> bool:
     missing = [file for file in (folder / name for name in USERS.values()) if not file.exists()]
     for file in missing:
         _write(file, new_password())
+    if not (signing_key := folder / SIGNING_KEY).exists():
+        signing_key.touch(mode=0o644)
+        missing.append(signing_key)
     return _write_acl(folder, template) or bool(missing)
 
 

@@ -12,6 +12,7 @@ from arq.jobs import DeserializationError, deserialize_job
 from app.cli.errors import Failure, known, run
 from app.cli.output import Json, age, show, table
 from app.cli.queue import full_name
+from app.cli.task import decoded
 from app.components.worker import queues
 from app.components.worker.runtime import dead
 
@@ -81,25 +82,28 @@ def show_letter(
     async def read(pool: ArqRedis) -> list[dict[str, Any]]:
         chosen = await _chosen(pool, queue, [job_id], every=False)
         return [
-            {"queue": name, **letter}
+            {"queue": name, **_with_arguments(pool, letter)}
             for name, found in chosen.items()
             for letter in await dead.read(pool, full_name(name), found)
         ]
 
     letters = run(read)
-    for letter in letters:
-        payload = letter.pop("payload")
-        try:
-            definition = deserialize_job(payload)
-            letter |= {"args": definition.args, "kwargs": definition.kwargs}
-        except DeserializationError:
-            letter["payload"] = payload
     text = "\n\n".join(
         "\n".join(f"{key:<12} {value}" for key, value in letter.items() if key != "traceback")
         + f"\n\n{letter['traceback']}"
         for letter in letters
     )
     show(letters, json, text)
+
+
+def _with_arguments(pool: ArqRedis, letter: dict[str, Any]) -> dict[str, Any]:
+    """Return a letter with the job's arguments in place of its payload, unless that cannot be read."""
+    try:
+        definition = decoded(deserialize_job, letter["payload"], pool)
+    except DeserializationError:
+        return letter
+    read = {name: value for name, value in letter.items() if name != "payload"}
+    return read | {"args": definition.args, "kwargs": definition.kwargs}
 
 
 @app.command()

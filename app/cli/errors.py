@@ -33,6 +33,7 @@ def run(work: Callable[[ArqRedis], Awaitable[T]]) -> T:
 
     A person waits for the answer, so Redis has as long to reply as it has to accept a connection.
     """
+    from arq.jobs import SerializationError
     from redis.exceptions import RedisError
 
     from app.core.config import settings
@@ -49,6 +50,8 @@ def run(work: Callable[[ArqRedis], Awaitable[T]]) -> T:
         return asyncio.run(session())
     except (RedisError, OSError) as error:
         raise Failure(explain(error)) from error
+    except SerializationError as error:
+        raise Failure(f"{error}: {error.__cause__}") from error
 
 
 def known(asked: Iterable[str]) -> list[str]:
@@ -89,4 +92,4 @@ def _line(problem: ErrorDetails, prefix: str = "") -> str:
     if not problem["loc"]:
         return text  # it is about several variables, and names them
     name = prefix + ".".join(map(str, problem["loc"]))
-    return f"{name}={'***' if 'PASSWORD' in name else problem['input']}: {text}"
+    return f"{name}={'***' if name.endswith(('PASSWORD', '_KEY')) else problem['input']}: {text}"

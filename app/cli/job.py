@@ -28,7 +28,7 @@ from redis.exceptions import WatchError
 from app.cli.errors import Failure, known, run
 from app.cli.output import Json, as_text, show, table
 from app.cli.queue import full_name
-from app.cli.task import load, tasks_of
+from app.cli.task import decoded, load, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import keys
 
@@ -67,9 +67,9 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
         (ended, payload, mark, over), *scores = await pipe.execute()
     try:
         if ended:
-            result = deserialize_result(ended)
+            result = decoded(deserialize_result, ended, pool)
             return Found(job_id, JobStatus.complete, result.queue_name, None, result.job_try, result)
-        definition = deserialize_job(payload) if payload else None
+        definition = decoded(deserialize_job, payload, pool) if payload else None
     except DeserializationError as error:
         raise Failure(f"job {job_id} cannot be read here: {error.__cause__}", 1) from error
     for name, score, lapses in zip(names, scores[::2], scores[1::2], strict=True):
@@ -283,9 +283,10 @@ def retry(job_id: Id, queue: Queue = None, json: Json = False) -> None:
             if found.result is None:
                 raise Failure(f"job {job_id} is {found.status.value}: only one that has ended can run again", 1)
             if found.result.function == "<unknown>":
-                raise Failure(f"job {job_id} had expired: what it was to do is not known any more", 1)
+                raise Failure(f"job {job_id} had expired, or could not be read: what it was to do is not known", 1)
             now = timestamp_ms()
-            payload = serialize_job(found.result.function, found.result.args, found.result.kwargs, None, now)
+            what = (found.result.function, found.result.args, found.result.kwargs, None, now)
+            payload = serialize_job(*what, serializer=pool.job_serializer)
             pipe.multi()  # type: ignore[no-untyped-call]
             pipe.delete(keys.RESULT + job_id, keys.RETRY + job_id)
             pipe.zrem(keys.ABORT, job_id)

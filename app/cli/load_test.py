@@ -141,7 +141,7 @@ async def _collect(pool: ArqRedis, seen: Seen, timeout_s: float, advance: Callab
         for first in range(0, len(ids), READ_BATCH):
             batch = ids[first : first + READ_BATCH]
             found = [data for data in await pool.mget([keys.RESULT + job_id for job_id in batch]) if data]
-            results = [deserialize_result(data) for data in found]
+            results = [deserialize_result(data, deserializer=pool.job_deserializer) for data in found]
             seen.results += results
             missing -= {result.job_id or "" for result in results}
             advance(len(results))

@@ -12,7 +12,7 @@ from arq.utils import timestamp_ms
 
 from app.cli.errors import known, run
 from app.cli.output import Json, age, show, table
-from app.cli.task import load, settings_of, tasks_of
+from app.cli.task import decoded, load, settings_of, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import health, keys
 
@@ -138,7 +138,7 @@ async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
     return [
         {
             "id": job_id,
-            "function": _function(payload),
+            "function": _function(pool, payload),
             "due_in_s": None if mark else (due - now) / 1000,  # a running one's score says something else
             "tries": int(over or 0) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
@@ -147,11 +147,11 @@ async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _function(payload: bytes | None) -> str | None:
+def _function(pool: ArqRedis, payload: bytes | None) -> str | None:
     if payload is None:
         return None
     try:
-        return deserialize_job(payload).function
+        return decoded(deserialize_job, payload, pool).function
     except DeserializationError:
         return None
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeVar
 
 import typer
+from arq.connections import ArqRedis
 from arq.cron import CronJob
+from arq.jobs import DeserializationError
 from arq.utils import to_seconds
 from arq.worker import Function, Worker, func
 
 from app.cli.errors import known
 from app.cli.output import Json, age, show, table
 from app.components.worker import queues
+
+T = TypeVar("T")
 
 app = typer.Typer(name="task", help="The tasks that jobs name.", no_args_is_help=True, add_completion=False)
 
@@ -29,6 +33,18 @@ def load(names: Iterable[str]) -> tuple[dict[str, type], dict[str, str]]:
         except ImportError as error:
             missing[name] = str(error)
     return loaded, missing
+
+
+def decoded(decode: Callable[..., T], data: bytes, pool: ArqRedis) -> T:
+    """Return ``decode(data)``, by ``deserialize_job`` or ``deserialize_result``. Raises ``DeserializationError``.
+
+    Tasks may have registered the classes that it needs; they are imported only where it cannot be read without them.
+    """
+    try:
+        return decode(data, deserializer=pool.job_deserializer)
+    except DeserializationError:
+        load(queues.names())
+        return decode(data, deserializer=pool.job_deserializer)
 
 
 def settings_of(settings_class: type) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Every setting of the app, read once from the environment and checked at once.
 
-Inside a container the values come from the environment that Compose sets out of ``env/*.env``, and passwords
+Inside a container the values come from the environment that Compose sets out of ``env/*.env``, and secrets
 from the files in ``/run/secrets``. Outside one (the CLI on a developer's machine) the same ``env/*.env`` files
 and ``secrets/<ENV>/`` are read directly, and ``REDIS_URL_LOCAL``, or localhost at ``REDIS_PORT``, takes the place of
 ``REDIS_URL``.
@@ -18,11 +18,14 @@ from arq.connections import RedisSettings
 from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.core.serializer import Format, Serializer
+
 ROOT = Path(__file__).resolve().parents[2]
 IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"
 
 _ENV = os.environ.get("ENV", "dev")
 SECRETS = Path("/run/secrets") if IN_CONTAINER else ROOT / "secrets" / _ENV
+_KEY_CHARACTERS = 32
 _KEEPALIVE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
 
 _CONFIG = SettingsConfigDict(
@@ -96,6 +99,21 @@ class Settings(BaseSettings):
         ("system", "load_test"), min_length=1, description="queues that the `worker` service serves, by comma"
     )
     WORKER_PROCESSES: PositiveInt = Field(1, description="processes for each queue in each replica")
+    WORKER_SERIALIZER: Format = Field(
+        "msgpack",
+        description="how jobs and results are written: `msgpack`, `json`, or `pickle`, arq's own, which lets whoever "
+        "can write to Redis run code in every worker; what comes in another one is refused",
+    )
+    WORKER_SIGNING_KEY: SecretStr | None = Field(
+        None,
+        description="a file, `secrets/<ENV>/worker_signing_key`, empty for none: one key a line; the first signs jobs "
+        "and results, each is good for what comes in; not for env files",
+    )
+    WORKER_MAX_PAYLOAD_BYTES: int = Field(
+        1_048_576,
+        ge=4096,
+        description="most bytes of a job's payload; its result, payload included, may have twice as many",
+    )
     WORKER_KEEP_RESULT_SECONDS: NonNegativeInt = Field(3600, description="seconds a result is kept")
     WORKER_MAX_TRIES: PositiveInt = Field(3, description="tries before a failing job is given up")
     WORKER_RETRY_BACKOFF_SECONDS: PositiveInt = Field(
@@ -146,6 +164,8 @@ class Settings(BaseSettings):
                 f"WORKER_RETRY_BACKOFF_SECONDS={self.WORKER_RETRY_BACKOFF_SECONDS} must not be more than "
                 f"WORKER_RETRY_BACKOFF_MAX_SECONDS={self.WORKER_RETRY_BACKOFF_MAX_SECONDS}"
             )
+        if any(len(key) < _KEY_CHARACTERS for key in self._signing_keys):
+            problems.append(f"WORKER_SIGNING_KEY: each key, one a line, needs {_KEY_CHARACTERS} characters or more")
         try:
             _ = self.redis_settings
         except ValueError as error:
@@ -194,6 +214,17 @@ class Settings(BaseSettings):
             conn_timeout=self.REDIS_CONNECTION_TIMEOUT,
             max_connections=self.REDIS_MAX_CONNECTIONS,
         )
+
+    @property
+    def serializer(self) -> Serializer:
+        """How jobs and results are written and read, by producers, workers and the CLI alike."""
+        return Serializer(
+            self.WORKER_SERIALIZER, signing_keys=self._signing_keys, max_bytes=self.WORKER_MAX_PAYLOAD_BYTES
+        )
+
+    @property
+    def _signing_keys(self) -> list[str]:
+        return self.WORKER_SIGNING_KEY.get_secret_value().split() if self.WORKER_SIGNING_KEY else []
 
     @property
     def keepalive_options(self) -> dict[int, int]:

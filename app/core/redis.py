@@ -29,7 +29,8 @@ class FileLogin(CredentialProvider):
 
 
 def create_pool(config: Settings = settings, *, queue_name: str | None = None) -> ArqRedis:
-    """Return a client that honours every ``REDIS_…`` setting; it connects when first used.
+    """Return a client that honours every ``REDIS_…`` setting, and writes jobs as the settings say; it connects when
+    first used.
 
     The pool blocks when all its connections are taken, for up to ``REDIS_CONNECTION_TIMEOUT`` seconds: arq's own
     raises "Too many connections" at once, which ends its worker. ``queue_name`` is where ``enqueue_job`` sends
@@ -69,7 +70,10 @@ def create_pool(config: Settings = settings, *, queue_name: str | None = None) -
             "ssl_certfile": where.ssl_certfile,
             "ssl_keyfile": where.ssl_keyfile,
         }
-    pool = ArqRedis(BlockingConnectionPool(**options))
+    serializer = config.serializer
+    pool = ArqRedis(
+        BlockingConnectionPool(**options), job_serializer=serializer.dumps, job_deserializer=serializer.loads
+    )
     if queue_name:
         pool.default_queue_name = queue_name
     return pool

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 
 from app.components.worker.runtime import dead, keys
+from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
@@ -44,6 +47,16 @@ class Answer:
         assert self.err.count("\n") == 1, self.err
         for text in texts:
             assert text in self.err
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
 
 
 class Cli:
@@ -124,8 +137,9 @@ def worker(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture
 async def producer(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
-    """A stock producer, on the database as it is: the worker stays from test to test."""
-    pool = await create_pool(redis_server)
+    """A stock producer that writes as the worker reads, on the database as it is: the worker stays between tests."""
+    serializer = Serializer()
+    pool = await create_pool(redis_server, job_serializer=serializer.dumps, job_deserializer=serializer.loads)
     yield pool
     await pool.aclose()
 
@@ -154,6 +168,10 @@ async def enqueue(redis: ArqRedis, task: str, *args: Any, queue: str = LOAD_TEST
     job = await redis.enqueue_job(task, *args, _queue_name=queue, **options)
     assert job is not None
     return job.job_id
+
+
+def job_of(redis: ArqRedis, job_id: str) -> Job:
+    return Job(job_id, redis, LOAD_TEST, redis.job_deserializer)
 
 
 async def enqueue_running(redis: ArqRedis) -> str:
@@ -347,18 +365,18 @@ async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, produce
 
     # A worker looks for jobs twice a second at least.
     await asyncio.sleep(max(0, asked + 1.2 - monotonic()))
-    assert await Job(due, producer, LOAD_TEST).status() == JobStatus.queued
+    assert await job_of(producer, due).status() == JobStatus.queued
 
     purge = await cli("queue purge load_test --yes --json")
     assert (purge.code, purge.data) == (0, {"queue": "load_test", "removed": 2})
     assert await producer.zrange(LOAD_TEST, 0, -1) == [runs.encode()]
     assert await producer.exists(*(keys.JOB + job_id for job_id in (runs, due, deferred))) == 1
-    assert await Job(runs, producer, LOAD_TEST).status() == JobStatus.in_progress
+    assert await job_of(producer, runs).status() == JobStatus.in_progress
 
     waiting = await enqueue(producer, "light_io_task", 0)
     resume = await cli("queue resume load_test")
     assert (resume.code, resume.out) == (0, "load_test is served\n")
-    assert (await Job(waiting, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+    assert (await job_of(producer, waiting).result(timeout=10, poll_delay=0.05))["bytes"]
     abort, empty = await cli.each(f"job abort {runs}", "queue purge media --yes")
     assert abort.code == 0
     assert (empty.code, empty.out) == (0, "0 jobs removed from media\n")
@@ -373,7 +391,7 @@ async def test_a_job_of_a_stock_producer(cli: Cli, producer: ArqRedis) -> None:
     result = await cli(f"job result {job_id} --timeout 10 --json")
     assert result.code == 0
     assert result.data["success"]
-    assert result.data["result"] == await Job(job_id, producer, LOAD_TEST).result(timeout=1)
+    assert result.data["result"] == await job_of(producer, job_id).result(timeout=1)
 
     status, table, text, again, abort = await cli.each(
         f"job status {job_id} --json",
@@ -462,8 +480,8 @@ async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> 
         assert (status.data["status"], status.data["tries"], status.data["args"]) == ("queued", 0, [1, "once"])
         twice.refuses(f"job {failed} is queued: only one that has ended can run again", code=1)
     # It has all of its tries again, of which the second is the one that works.
-    assert (await Job(failed, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["job_try"] == 2
-    assert (await Job(done, producer, LOAD_TEST).result(timeout=10, poll_delay=0.05))["bytes"]
+    assert (await job_of(producer, failed).result(timeout=10, poll_delay=0.05))["job_try"] == 2
+    assert (await job_of(producer, done).result(timeout=10, poll_delay=0.05))["bytes"]
 
 
 @pytest.mark.usefixtures("served")
@@ -502,6 +520,40 @@ async def test_dead_letters_are_looked_at_retried_and_discarded(cli: Cli, produc
     discarded = await cli("dead discard --all")
     assert (discarded.code, discarded.out) == (0, "2 dead letters deleted\n")
     assert (await cli("dead ls")).out == "no dead letters\n"
+
+
+@pytest.mark.usefixtures("served")
+async def test_a_pickle_is_shown_and_not_loaded(cli: Cli, producer: ArqRedis, tmp_path: Path) -> None:
+    payload = pickle.dumps({"t": None, "f": "light_io_task", "a": (Canary(tmp_path / "canary"),), "k": {}, "et": 0})
+    await producer.set(keys.JOB + "poison", payload)
+    async with paused(producer, LOAD_TEST):
+        await producer.zadd(LOAD_TEST, {"poison": 0})
+        waits, queue = await cli.each("job status poison", "queue show load_test --json")
+        waits.refuses("job poison cannot be read here: payload is a pickle, WORKER_SERIALIZER is msgpack", code=1)
+        assert [job["function"] for job in queue.data["jobs"]] == [None]
+    result = await cli("job result poison --timeout 10")
+    assert "payload is a pickle, WORKER_SERIALIZER is msgpack" in result.err
+    letter, status, retry = await cli.each("dead show poison --json", "job status poison --json", "job retry poison")
+    (found,) = letter.data
+    assert (found["reason"], base64.urlsafe_b64decode(found["payload"])) == ("undecodable", payload)
+    assert status.data["function"] == "<unknown>"
+    retry.refuses("could not be read: what it was to do is not known", code=1)
+    assert not (tmp_path / "canary").exists()
+    assert (await cli("dead discard poison")).code == 0
+
+
+async def test_what_is_too_large_is_not_sent(cli: Cli) -> None:
+    answer = await cli(
+        "job",
+        "enqueue",
+        "light_io_task",
+        "--kwargs",
+        '{"delay_s": "%s"}' % ("x" * 5000),
+        WORKER_MAX_PAYLOAD_BYTES="4096",
+    )
+    answer.refuses(
+        'unable to serialize job "light_io_task": payload of 5,', "larger than 4,096, WORKER_MAX_PAYLOAD_BYTES"
+    )
 
 
 # -- load ------------------------------------------------------------------------------------------------------------

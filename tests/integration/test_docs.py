@@ -73,6 +73,7 @@ async def test_the_examples_run(
             exec(code, space)
         answer = await space["main"]("localhost", redis_server.port, PASSWORD)
         assert answer["redis_version"]
+        redis.job_serializer = space["serializer"].dumps
         assert await space["enqueue"](redis, [mail_service, mail_service, "http://localhost:1"]) == 2
     finally:
         worker.terminate()

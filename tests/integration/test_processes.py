@@ -17,6 +17,7 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
 from app.components.worker.runtime import health, keys
+from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
@@ -54,6 +55,14 @@ class Service:
 
 
 MakeService = Callable[..., Any]
+
+
+@pytest.fixture
+def redis(redis: ArqRedis) -> ArqRedis:
+    """A producer that writes as these workers read."""
+    serializer = Serializer()
+    redis.job_serializer, redis.job_deserializer = serializer.dumps, serializer.loads
+    return redis
 
 
 @pytest.fixture
@@ -242,6 +251,26 @@ async def test_a_worker_outlives_a_restart_of_redis(start: MakeService, redis: A
     assert job is not None
     assert (await job.result(timeout=15, poll_delay=0.1))["redis_version"]
     assert service.process.returncode is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "serializer"),
+    [
+        ({"WORKER_SERIALIZER": "pickle"}, None),  # as a producer that knows of nothing else
+        ({"WORKER_SERIALIZER": "json"}, Serializer("json")),
+        ({"WORKER_SIGNING_KEY": "n" * 32 + "\n" + "o" * 32}, Serializer(signing_keys=["o" * 32, "n" * 32])),
+    ],
+    ids=["pickle", "json", "signed"],
+)
+async def test_a_producer_that_writes_as_the_environment_says(
+    start: MakeService, redis: ArqRedis, variables: dict[str, str], serializer: Serializer | None
+) -> None:
+    redis.job_serializer = serializer and serializer.dumps
+    redis.job_deserializer = serializer and serializer.loads
+    await start("--queue", "system", **variables)
+    job = await redis.enqueue_job("system_health_check", _queue_name=SYSTEM)
+    assert job is not None
+    assert (await job.result(timeout=15, poll_delay=0.1))["redis_version"]
 
 
 @pytest.fixture

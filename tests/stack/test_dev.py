@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 
+from app.core.serializer import Serializer
 from tests.conftest import ROOT
 from tests.stack.conftest import MakeStack, Stack, inspect
 
@@ -29,10 +30,13 @@ def password(stack: Stack) -> str:
 
 
 async def producer(stack: Stack) -> ArqRedis:
-    """Another application, with stock arq."""
+    """Another application, with arq and a copy of the serializer."""
+    serializer = Serializer()
     return await create_pool(
         RedisSettings(port=stack.port, username="producer", password=password(stack)),
         default_queue_name="arq:queue:system",
+        job_serializer=serializer.dumps,
+        job_deserializer=serializer.loads,
     )
 
 

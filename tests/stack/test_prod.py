@@ -250,13 +250,13 @@ def test_docker_stop_lets_running_jobs_finish(prod: Stack) -> None:
 
 
 def enqueue(stack: Stack, task: str, ids: list[str], **arguments: Any) -> None:
-    """Enqueue as another application would: with stock arq."""
+    """Enqueue as another application would: with arq and the serializer."""
     code = f"""
 import asyncio
 from arq import create_pool
 from app.core.config import settings
 async def main():
-    pool = await create_pool(settings.redis_settings)
+    pool = await create_pool(settings.redis_settings, job_serializer=settings.serializer.dumps)
     for i in {ids!r}:
         assert await pool.enqueue_job({task!r}, _job_id=i, _queue_name="arq:queue:load_test", **{arguments!r})
 asyncio.run(main())

@@ -58,6 +58,7 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ),
         ("not a line", "env/test.env:4: not NAME=value: not a line"),
         ("REDIS_PASSWORD=secret", "REDIS_PASSWORD does not go into env files"),
+        ("WORKER_SIGNING_KEY=secret", "WORKER_SIGNING_KEY does not go into env files"),
         ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: a number of replicas"),
         ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: an amount of memory"),
         ("WORKER_JOB_COMPLETION_WAIT=45", "has to be less than WORKER_STOP_GRACE_SECONDS=45"),
@@ -142,6 +143,7 @@ def test_secrets_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
         assert len(password) >= 32
         assert f" on #{hashlib.sha256(password.encode()).hexdigest()} " in users(folder)[user]
         assert password not in (folder / secrets.ACL).read_text()
+    assert (folder / secrets.SIGNING_KEY).read_text() == ""
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
     assert not secrets.ensure(folder, ACL_TEMPLATE)

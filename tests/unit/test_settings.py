@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from app.components.worker import queues
 from app.components.worker.queues import configured
 from app.core.config import QueueOverrides, Settings
+from app.core.redis import create_pool
+from app.core.serializer import Serializer
 from docs import generate
 from tests.conftest import ROOT
 
@@ -92,9 +94,39 @@ def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
     assert "from-a-file" not in repr(read)
 
 
+def test_signing_keys_come_from_a_file_by_line_and_are_not_shown(tmp_path: Path) -> None:
+    old, new = "o" * 32, "n" * 32
+    (tmp_path / "worker_signing_key").write_text(f"{new}\n\n{old}\n")
+    read = Settings(_env_file=None, _secrets_dir=tmp_path)
+    record = {"t": None, "f": "task", "a": (), "k": {}, "et": 0}
+    sent = read.serializer.dumps(record)
+    assert Serializer(signing_keys=[new]).loads(sent) == record
+    assert read.serializer.loads(Serializer(signing_keys=[old]).dumps(record)) == record
+    assert new not in repr(read)
+    (tmp_path / "worker_signing_key").write_text("\n")
+    unsigned = Settings(_env_file=None, _secrets_dir=tmp_path).serializer.dumps(record)
+    assert unsigned == Serializer().dumps(record)
+
+
+def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings(WORKER_SERIALIZER="json", WORKER_MAX_PAYLOAD_BYTES=5000)
+    pool = create_pool(chosen)
+    assert pool.job_serializer is not None
+    record = {"t": None, "f": "task", "a": ("x" * 4000,), "k": {}, "et": 0}
+    assert pool.job_serializer(record).startswith(b"{")
+    with pytest.raises(ValueError, match="larger than 5,000"):
+        pool.job_serializer(record | {"a": ("x" * 6000,)})
+    monkeypatch.setattr(queues, "settings", chosen)
+    read = get_kwargs(configured("photos")(type("WorkerSettings", (), {})))
+    assert read["job_deserializer"](read["job_serializer"](record)) == record
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"WORKER_SERIALIZER": "yaml"}, "WORKER_SERIALIZER"),
+        ({"WORKER_MAX_PAYLOAD_BYTES": 0}, "WORKER_MAX_PAYLOAD_BYTES"),
+        ({"WORKER_SIGNING_KEY": "k" * 32 + "\nshort"}, "WORKER_SIGNING_KEY: each key, one a line, needs 32 characters"),
         ({"REDIS_URL": "http://h"}, "REDIS_URL must be redis://"),
         ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "with no query"),
         ({"REDIS_URL": "redis://h:port"}, "REDIS_URL has a port that is no number"),
@@ -169,7 +201,7 @@ def test_base_env_says_what_the_code_defaults_to() -> None:
     different = {"REDIS_URL", "REDIS_URL_LOCAL", "REDIS_USERNAME", "WORKER_DATA_DIR"}
     defaults = settings().model_dump()
     assert {k for k in defaults if defaults[k] != documented[k]} <= different
-    assert set(Settings.model_fields) - set(BASE) == {"REDIS_PASSWORD", "WORKER_DATA_DIR"}
+    assert set(Settings.model_fields) - set(BASE) == {"REDIS_PASSWORD", "WORKER_SIGNING_KEY", "WORKER_DATA_DIR"}
 
 
 def test_every_variable_of_compose_is_documented() -> None:

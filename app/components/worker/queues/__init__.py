@@ -40,9 +40,12 @@ def configured(queue: str) -> Callable[[T], T]:
     Raises ``ValueError`` where the class names another queue than its module.
     """
     queue_name = keys.QUEUE_PREFIX + queue
+    serializer = settings.serializer
     shared = {
         "queue_name": queue_name,
         "redis_settings": settings.redis_settings,
+        "job_serializer": serializer.dumps,
+        "job_deserializer": serializer.loads,
         "keep_result": settings.WORKER_KEEP_RESULT_SECONDS,
         "max_tries": settings.WORKER_MAX_TRIES,
         "job_completion_wait": settings.WORKER_JOB_COMPLETION_WAIT,

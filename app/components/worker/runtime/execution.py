@@ -19,6 +19,9 @@ from .scripts import Claim
 
 RetryOn = type[Exception] | tuple[type[Exception], ...]
 
+MOST_TRIES = 1 << 31
+LATEST_MS = 1 << 47  #: a day in the year 6429: Python has no later ones than 9999
+
 #: A job with no timeout is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
 
@@ -91,14 +94,28 @@ class Again:
 
 
 def read(claim: Claim, deserializer: Deserializer | None) -> Job:
-    """Decode a claim's payload. Raises ``Refusal`` where it has expired or cannot be decoded."""
+    """Decode a claim's payload. Raises ``Refusal`` where it has expired, cannot be decoded, or is no job."""
     if claim.payload is None:
         raise Refusal("expired", JobExecutionFailed("job expired"))
     try:
         function, args, kwargs, first_try, enqueued_ms = deserialize_job_raw(claim.payload, deserializer=deserializer)
     except DeserializationError as error:
+        error.args = (f"{error}: {error.__cause__}",)
         raise Refusal("undecodable", error) from error
-    return Job(function, args, kwargs, max(claim.tries, first_try or 0), enqueued_ms)
+    # A deserializer that runs no code still passes on what anybody wrote.
+    first_try = 0 if first_try is None else first_try
+    if not (
+        isinstance(function, str)
+        and isinstance(args, tuple | list)
+        and isinstance(kwargs, dict)
+        and all(isinstance(name, str) for name in kwargs)
+        and isinstance(first_try, int)
+        and 0 <= first_try < MOST_TRIES
+        and isinstance(enqueued_ms, int)
+        and 0 <= enqueued_ms < LATEST_MS
+    ):
+        raise Refusal("undecodable", DeserializationError("payload is no job"))
+    return Job(function, tuple(args), kwargs, max(claim.tries, first_try), enqueued_ms)
 
 
 def decide(
@@ -128,13 +145,21 @@ def decide(
     return Again(0 if wanted or backoff is None else backoff.delay(tries))
 
 
+def described(error: BaseException) -> str:
+    """Return ``repr(error)``, or its class's name where that fails: it may be anybody's."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__qualname__
+
+
 def dead_letter(job: Job, error: BaseException, reason: str) -> str:
     """Return what is kept of a job's death beside its payload, as JSON."""
     letter = {
         "function": job.function,
         "reason": reason,
         "tries": job.tries,
-        "error": repr(error),
+        "error": described(error),
         "traceback": "".join(traceback.format_exception(error)),
         "enqueued_ms": job.enqueued_ms,
         "died_ms": int(time() * 1000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -12,14 +13,14 @@ from typing import Any
 import arq.worker
 from arq.constants import keep_cronjob_progress
 from arq.cron import CronJob
-from arq.jobs import serialize_result
+from arq.jobs import SerializationError
 from arq.utils import ms_to_datetime, timestamp_ms
 from arq.worker import Function, JobExecutionFailed
 
 from . import keys
 from .commits import Commits
 from .context import RunningJob, current_job
-from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, RetryOn, Run, dead_letter, decide, read
+from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, RetryOn, Run, dead_letter, decide, described, read
 from .policies import Backoff
 from .scripts import Settlement
 
@@ -142,9 +143,9 @@ class JobRunner(arq.worker.Worker):
             retry_jobs=self.retry_jobs,
         )
         if isinstance(decision, Again):
-            logger.warning("try %d failed, again in %.1fs: %r", job.tries, decision.wait_s, error)
+            logger.warning("try %d failed, again in %.1fs: %s", job.tries, decision.wait_s, described(error))
         else:
-            logger.error("failed: %r", error, exc_info=error)
+            logger.error("failed: %s", described(error), exc_info=error)
         return decision
 
     def _settle_end(self, run: Run, end: Ended, after: Callable[[], Any] | None = None) -> None:
@@ -154,23 +155,9 @@ class JobRunner(arq.worker.Worker):
         if function is not None:
             keep_s = function.keep_result_s if function.keep_result_s is not None else keep_s
             forever = function.keep_result_forever if function.keep_result_forever is not None else forever
-        result = None
+        result = b""
         if forever or keep_s:
-            result = serialize_result(
-                job.function,
-                job.args,
-                job.kwargs,
-                job.tries,
-                job.enqueued_ms,
-                end.success,
-                end.result,
-                run.started_ms,
-                finished_ms,
-                f"{run.claim.lease.job_id}:{job.function}",
-                self.queue_name,
-                run.claim.lease.job_id,
-                serializer=self.job_serializer,
-            )
+            end, result = self._serialized(run, end, finished_ms)
         if end.success:
             self.jobs_complete += 1
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
@@ -181,7 +168,44 @@ class JobRunner(arq.worker.Worker):
         if end.reason not in (None, "aborted"):
             kind, last = "dead", dead_letter(job, end.result, str(end.reason))
         keep_ms = 0 if forever else int(keep_s * 1000)
-        self._settle(run, Settlement(run.claim.lease, kind, result or b"", keep_ms, last), after)
+        self._settle(run, Settlement(run.claim.lease, kind, result, keep_ms, last), after)
+
+    def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
+        """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot
+        be serialized. A success whose result cannot be is a failure, since whoever waits for it would wait in vain.
+        """
+        serializer = self.job_serializer or pickle.dumps
+        record = {
+            "t": run.job.tries,
+            "f": run.job.function,
+            "a": run.job.args,
+            "k": run.job.kwargs,
+            "et": run.job.enqueued_ms,
+            "s": end.success,
+            "r": end.result,
+            "st": run.started_ms,
+            "ft": finished_ms,
+            "q": self.queue_name,
+            "id": run.claim.lease.job_id,
+        }
+        try:
+            return end, serializer(record)
+        except Exception as error:  # not by arq's serialize_result, which does not tell what was wrong
+            ended = (
+                "the job succeeded, but its result"
+                if end.success
+                else f"the job failed, and {described(end.result):.500}"
+            )
+            failure = SerializationError(f"{ended} cannot be stored: {error}")
+            failure.__cause__ = error
+        logger.error("%s", failure)
+        if end.success:
+            end = Ended(False, failure, "unserializable")
+        try:
+            return end, serializer(record | {"s": False, "r": failure})
+        except Exception:
+            logger.critical("no result can be stored", exc_info=True)
+            return end, b""
 
     def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
         self.jobs_retried += 1
