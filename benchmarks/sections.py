@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -112,7 +113,7 @@ async def idle(scale: float) -> Rows:
 
 async def _settled(running: list[Process]) -> None:
     """Wait until the workers are up, and idle."""
-    used = [0.0 for _ in running]
+    used = [-math.inf for _ in running]
 
     async def reached() -> bool:
         nonlocal used
