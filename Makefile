@@ -72,7 +72,7 @@ test: $(VENV) ## All tests; those of the stack need the engine
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
 
-bench: $(VENV) ## Measure this worker beside stock arq (ARGS="--jobs 100000")
+bench: $(VENV) ## Measure this worker beside its peers (ARGS="depth", "replicas", …, or "all")
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes
