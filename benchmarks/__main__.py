@@ -54,7 +54,7 @@ def _better(ours: dict[str, float], theirs: Row) -> Row:
     return {
         column: ours[column] / value if column in HIGHER_IS_BETTER else value / ours[column]
         for column, value in theirs.items()
-        if column in ours
+        if ours.get(column)
     }
 
 
