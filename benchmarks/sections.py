@@ -19,7 +19,7 @@ FILL_AT_A_TIME = 5_000
 BYTES_AT_A_TIME = 8 << 20
 HOUR_MS = 3_600_000
 IDLE_S = 10.0
-SETTLED_S = 0.01  #: of CPU in half a second, at most
+SETTLED_S = 0.01  #: of CPU in a second, at most
 JOBS_PER_S = 100
 
 #: KEYS[1] queue; ARGV: payload, number of the first job, number of the last, due time in ms
@@ -120,7 +120,7 @@ async def _settled(running: list[Process]) -> None:
         before, used = used, [worker.cpu_s for worker in running]
         return all(after - since < SETTLED_S for since, after in zip(before, used, strict=True))
 
-    await until(reached, running, within_s=60, every_s=0.5)
+    await until(reached, running, within_s=60, every_s=1)
 
 
 async def _idle(server: Server, running: list[Process], seconds: float) -> dict[str, float]:
