@@ -78,7 +78,7 @@ faults: $(VENV) ## Workers and Redis killed, paused, cut off: 10,000 jobs a scen
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh
 
-bench: $(VENV) ## Measure this worker beside stock arq (ARGS="--jobs 100000")
+bench: $(VENV) ## Measure this worker beside its peers (ARGS="depth", "replicas", …, or "all")
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes

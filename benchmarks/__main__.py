@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +54,7 @@ def _better(ours: dict[str, float], theirs: Row) -> Row:
     return {
         column: ours[column] / value if column in HIGHER_IS_BETTER else value / ours[column]
         for column, value in theirs.items()
-        if column in ours
+        if ours.get(column)
     }
 
 
@@ -105,4 +107,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # rather than at once, with processes left behind
     asyncio.run(main())

@@ -64,12 +64,14 @@ async def measure(system: System, scale: float, samples: int) -> dict[str, float
             with workers(its_server, system) as running:
                 drained = await drain(its_server, system, running, jobs, first=jobs // WARM_UP_SHARE, last=jobs)
                 pick_ups = await asked.ask("pick-ups", samples, system.longest_pause_s, within_s=DONE_WITHIN_S)
-            await _check(its_server, system, jobs, ran=pick_ups[0][1])
+            ran = int(pick_ups[0][1])
+            await _check(its_server, system, jobs, ran=ran)
             waits = sorted(wait * 1000 for wait, _ in pick_ups)
             figures = drained.figures | {
                 "pick-up p50 ms": waits[samples // 2],
                 "p99 ms": waits[int(samples * 0.99)],
                 "enqueue/s": jobs / enqueued_s,
+                "ran twice": ran - jobs,
             }
             if not system.one_at_a_time:
                 with workers(its_server, system, slots=TEN_SLOTS) as running:
@@ -90,9 +92,9 @@ async def _all_done(server: Server, system: System, running: list[Process], enqu
 
 
 async def _check(server: Server, system: System, jobs: int, *, ran: int) -> None:
-    """Raise ``Failed`` unless each job ran once, and its result is kept."""
-    if ran != jobs:
-        raise Failed(f"{ran:.0f} jobs ran, of {jobs}")
+    """Raise ``Failed`` unless each job ran, and its result is kept."""
+    if ran < jobs:
+        raise Failed(f"{ran} jobs ran, of {jobs}")
     stored = await server.stored(system)
     if stored < jobs:
         raise Failed(f"{stored} results are kept, of {jobs}")

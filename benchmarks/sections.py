@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -18,7 +19,7 @@ FILL_AT_A_TIME = 5_000
 BYTES_AT_A_TIME = 8 << 20
 HOUR_MS = 3_600_000
 IDLE_S = 10.0
-SETTLED_S = 0.01  #: of CPU in half a second, at most
+SETTLED_S = 0.01  #: of CPU in a second, at most
 JOBS_PER_S = 100
 
 #: KEYS[1] queue; ARGV: payload, number of the first job, number of the last, due time in ms
@@ -112,14 +113,14 @@ async def idle(scale: float) -> Rows:
 
 async def _settled(running: list[Process]) -> None:
     """Wait until the workers are up, and idle."""
-    used = [0.0 for _ in running]
+    used = [-math.inf for _ in running]
 
     async def reached() -> bool:
         nonlocal used
         before, used = used, [worker.cpu_s for worker in running]
         return all(after - since < SETTLED_S for since, after in zip(before, used, strict=True))
 
-    await until(reached, running, within_s=60, every_s=0.5)
+    await until(reached, running, within_s=60, every_s=1)
 
 
 async def _idle(server: Server, running: list[Process], seconds: float) -> dict[str, float]:

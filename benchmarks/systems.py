@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.environments import LOCKS, locked_version
 from ops.configuration import ROOT
@@ -39,20 +40,20 @@ def _arq(title: str, peer: str, slots: int, jobs: int, longest_pause_s: float = 
     return System(title, peer, None, slots, waiting, jobs, longest_pause_s, "arq:result:*")
 
 
-def _peer(name: str, package: str | None = None, **options: object) -> System:
+def _peer(name: str, **options: Any) -> System:
     peer = name.lower()
-    version = locked_version(LOCKS / f"{peer}.txt", package or peer)
-    return System(f"{name} {version}", peer, peer, **options)  # type: ignore[arg-type]
+    version = locked_version(LOCKS / f"{peer}.txt", peer)
+    return System(f"{name} {version}", peer, peer, **options)
 
 
-OURS = _arq("this worker, 500 slots", "aegis", 500, 50_000)
+OURS = _arq("this worker, 500 slots", "aegis", 500, 30_000)
 ARQ = f"arq {locked_version(ARQ_LOCK, 'arq')}"
 BEST_ARQ = _arq(f"{ARQ}, 500 slots, uvloop", "arq", 500, 10_000, 0.5)
 RESULTS_ALONE = Count(("DBSIZE",), database=1)
 
 SYSTEMS = (
     OURS,
-    _arq("this worker, 10 slots", "aegis", 10, 50_000),
+    _arq("this worker, 10 slots", "aegis", 10, 30_000),
     BEST_ARQ,
     _arq(f"{ARQ}, as it comes", "arq_default", 10, 1_000, 0.5),
     _peer("taskiq", slots=100, count=RESULTS_ALONE, jobs=15_000),
