@@ -60,7 +60,7 @@ class Worker(JobRunner):
     :param retry_on: the exceptions that are tried again, with a ``backoff``; ``Retry`` and its kind always are
     :param rate_limit: jobs that begin in a time, over all replicas, such as ``"10/s"`` or ``RateLimit(10, 1)``
     :param global_concurrency: jobs of the queue that run at a time, over all replicas; 0 for any number
-    :param replica: this process's name among the queue's replicas; the host's name by default
+    :param replica: this process's name among the queue's replicas; host and process id by default
     :param on_beat: called about once a second for as long as the loop turns and Redis answers
     :param lease: seconds until the jobs of a worker that died are claimed by others
     :param blocked_log: seconds until an event loop that does not turn has its stack logged
@@ -83,7 +83,7 @@ class Worker(JobRunner):
         super().__init__(functions, **options)
         self.rate_limit = RateLimit.parse(rate_limit) if isinstance(rate_limit, str) else rate_limit
         self.global_concurrency = global_concurrency
-        self.replica = replica or socket.gethostname()
+        self.replica = replica or f"{socket.gethostname()}-{os.getpid()}"
         self.on_beat = on_beat
         self.lease_s = lease
         self.blocked_log_s = blocked_log
