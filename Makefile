@@ -14,7 +14,7 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
+.PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets certs \
         local test lint bench lock docs
 
 help: ## This list
@@ -62,6 +62,9 @@ build: ## Build the images
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
+
+certs: ## Make the certificates that are missing, renew those about to expire, list them
+	@$(OPS) certs $(ARGS)
 
 local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
 	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local

@@ -30,6 +30,15 @@ Passwords are files in `secrets/<ENV>/`, which the first `make up` makes and git
 |---|---|
 | `redis_password` | `REDIS_PASSWORD`: the password of Redis's user, for the worker and the CLI |
 | `redis_acl` | who may do what in Redis, made of `redis/users.acl.template`; it holds hashes, no passwords |
+
+With `compose/tls.yml` there are certificates, which `make certs` makes and renews: [security](security.md#tls).
+
+| file | what |
+|---|---|
+| `redis_ca.crt` | the CA's, for everybody who connects; unset `REDIS_SSL_CA_CERTS` is this file |
+| `redis_ca.key` | the CA's key; no container sees it |
+| `redis_server.crt`, `redis_server.key` | Redis's own |
+| `redis_client.crt`, `redis_client.key` | what workers and the CLI show if Redis asks (`REDIS_TLS_CLIENTS`) |
 """
 
 STACK = [

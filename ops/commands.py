@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .certificates import CA, SERVER
 from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
 
-_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" exec redis-cli "$@"'
+_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" exec redis-cli $REDIS_CLI_TLS "$@"'
 
 
 def compose(environment: Environment, *arguments: str) -> list[str]:
@@ -43,6 +44,19 @@ def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: b
     return run_in(
         environment, "redis", ["sh", "-c", _REDIS_CLI, "redis-cli", "-n", database, *arguments], terminal=terminal
     )
+
+
+def server_certificate(environment: Environment) -> list[str]:
+    """Print Redis's certificate as its container sees the file."""
+    return run_in(environment, "redis", ["cat", f"/run/secrets/{SERVER}.crt"], terminal=False)
+
+
+def reload_certificates(environment: Environment) -> list[str]:
+    """Have Redis read its certificates from their files, for connections to come; it prints OK."""
+    files = {"ca-cert": f"{CA}.crt", "cert": f"{SERVER}.crt", "key": f"{SERVER}.key"}
+    settings = [part for name, file in files.items() for part in (f"tls-{name}-file", f"/run/secrets/{file}")]
+    # Within the container, and what it still has may have expired or be another CA's: no reason not to change it.
+    return redis_cli(environment, ["--insecure", "config", "set", *settings], terminal=False)
 
 
 def replicas_variable(queue: str | None) -> tuple[str, str]:
