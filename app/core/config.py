@@ -156,6 +156,9 @@ class Settings(BaseSettings):
                 f"WORKER_RETRY_BACKOFF_SECONDS={self.WORKER_RETRY_BACKOFF_SECONDS} must not be more than "
                 f"WORKER_RETRY_BACKOFF_MAX_SECONDS={self.WORKER_RETRY_BACKOFF_MAX_SECONDS}"
             )
+        for name in ("REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"):
+            if (file := getattr(self, name)) and not file.is_file():
+                problems.append(f"{name}={file}: there is no such file")
         try:
             _ = self.redis_settings
         except ValueError as error:

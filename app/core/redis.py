@@ -78,7 +78,7 @@ def explain(error: Exception, config: Settings = settings) -> str:
     if isinstance(error, RedisError | OSError) and (cause := _tls_error(error)):
         return f"Redis at {server}: {_explain_tls(cause, str(where.host))} ({cause})"
     if isinstance(error, RedisError | OSError):
-        return f"Redis at {server} is out of reach: {error or type(error).__name__}"
+        return f"Redis at {server} is out of reach{' by TLS' if where.ssl else ''}: {error or type(error).__name__}"
     return str(error)
 
 
@@ -99,7 +99,7 @@ def _explain_tls(error: ssl.SSLError, host: str) -> str:
         return f"its certificate is not for {host}: add the name to REDIS_TLS_NAMES, then `make certs`"
     if error.reason == "WRONG_VERSION_NUMBER":
         return "it does not speak TLS: check REDIS_SSL"
-    return "no TLS with it: check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE, which it may ask for"
+    return "it refuses us by TLS: check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE"
 
 
 async def check(pool: ArqRedis) -> None:

@@ -126,7 +126,7 @@ def test_redis_runs_as_configured(prod: Stack) -> None:
 
 
 def test_redis_wants_the_password_and_nobody_else_sees_it(prod: Stack) -> None:
-    assert "NOAUTH" in prod.host("redis").check_output("redis-cli ping")
+    assert "NOAUTH" in prod.host("redis").check_output("redis-cli $REDIS_CLI_TLS ping")
     password = (prod.folder / "secrets" / "prod" / "redis_password").read_text()
     seen = [json.dumps(prod.inspect(service)) for service in ("worker", "redis")]
     seen += [prod.compose("config"), prod.compose("logs"), prod.host("worker").check_output("env")]
