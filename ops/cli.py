@@ -188,12 +188,12 @@ def _reload_certificates(environment: Environment) -> None:
     """Have a Redis that is up take its certificates as they are now: at once, or else by a restart of the stack."""
     if "redis" not in _output(commands.compose(environment, "ps", "--services")):
         return
-    inside = _ask(commands.server_certificate(environment))
+    inside = _ask(commands.print_certificates(environment))
     if inside.returncode:
         return  # it is still without TLS
     # A file that was deleted and made anew is not the one that the container has.
-    same = inside.stdout == (environment.secrets / f"{certificates.SERVER}.crt").read_text()
-    if same and _ask(commands.reload_certificates(environment)).stdout.strip() == "OK":
+    here = "".join((environment.secrets / f"{name}.crt").read_text() for name in certificates.NAMES)
+    if inside.stdout == here and _ask(commands.reload_certificates(environment)).stdout.strip() == "OK":
         return
     say("Redis cannot take its certificates while it runs: restarting the stack")
     _run(commands.compose(environment, "restart"))

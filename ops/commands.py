@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .certificates import CA, SERVER
+from .certificates import CA, NAMES, SERVER
 from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
@@ -46,9 +46,9 @@ def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: b
     )
 
 
-def server_certificate(environment: Environment) -> list[str]:
-    """Print Redis's certificate as its container sees the file."""
-    return run_in(environment, "redis", ["cat", f"/run/secrets/{SERVER}.crt"], terminal=False)
+def print_certificates(environment: Environment) -> list[str]:
+    """Print the files with certificates, one after the other, as the container of Redis has them."""
+    return run_in(environment, "redis", ["cat", *(f"/run/secrets/{name}.crt" for name in NAMES)], terminal=False)
 
 
 def reload_certificates(environment: Environment) -> list[str]:
