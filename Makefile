@@ -15,7 +15,7 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
-        secrets-rotate local test faults lint bench lock docs
+        secrets-rotate certs local test faults lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ secrets: ## Make the secrets that are missing
 
 secrets-rotate: ## New passwords for Redis's users, nothing restarts (USER=worker for one)
 	@$(OPS) secrets-rotate $(if $(filter command line,$(origin USER)),--user '$(USER)') $(ARGS)
+
+certs: ## Make the certificates that are missing, renew those about to expire, list them
+	@$(OPS) certs $(ARGS)
 
 local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
 	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local

@@ -29,9 +29,18 @@ Secrets are files in `secrets/<ENV>/`, which the first `make up` makes and git i
 | file | what |
 |---|---|
 | `redis_password` | `REDIS_PASSWORD`: of the user `worker`, for workers and the CLI |
-| `redis_producer_password`, … | of the other users, see [how it works](index.md#secrets) |
+| `redis_producer_password`, … | of the other users, see [how it works](security.md#users-of-redis) |
 | `worker_signing_key` | `WORKER_SIGNING_KEY`: keys to sign jobs and results with, one a line; empty for none |
 | `redis_acl` | who may do what in Redis, made of `redis/users.acl.template`; it holds hashes, no passwords |
+
+With `compose/tls.yml` there are certificates, which `make certs` makes and renews: [security](security.md#tls).
+
+| file | what |
+|---|---|
+| `redis_ca.crt` | the CA's, for everybody who connects; unset `REDIS_SSL_CA_CERTS` is this file |
+| `redis_ca.key` | the CA's key; no container sees it |
+| `redis_server.crt`, `redis_server.key` | Redis's own |
+| `redis_client.crt`, `redis_client.key` | what workers and the CLI show if Redis asks (`REDIS_TLS_CLIENTS`) |
 """
 
 STACK = [

@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from . import commands, configuration, images, local, secrets
+from . import certificates, commands, configuration, images, local, secrets
 from .configuration import ROOT, ConfigurationError, Environment
 
 ACL_TEMPLATE = ROOT / "redis" / "users.acl.template"
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     rotation.add_argument("--user", choices=secrets.USERS, help="this user's alone; all by default")
     rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
     rotation.set_defaults(run=rotate)
+    certifying = sub.add_parser("certs", help="make the certificates that are missing, renew and list them")
+    certifying.add_argument("--renew", choices=("ca", "server", "client"), help="before its time; ca: all")
+    certifying.set_defaults(run=certs)
     sub.add_parser("local", help="serve without Docker, in the foreground").set_defaults(run=serve_local)
     scaling = sub.add_parser("scale", help="set the number of replicas, for good")
     scaling.add_argument("replicas", metavar="N")
@@ -69,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def up(environment: Environment, options: argparse.Namespace) -> int:
-    make_secrets(environment, options)
+def up(environment: Environment, _: argparse.Namespace) -> int:
+    _passwords(environment)
+    if _certificates(environment):
+        _reload_certificates(environment)
     _base_images(environment)
     code = _run(commands.up(environment))
     if code:
@@ -85,14 +91,27 @@ def build(environment: Environment, _: argparse.Namespace) -> int:
 
 
 def make_secrets(environment: Environment, _: argparse.Namespace) -> int:
-    if secrets.ensure(environment.secrets, ACL_TEMPLATE):
-        say(f"secrets: made in {environment.secrets.relative_to(ROOT)}/")
+    _passwords(environment)
+    _certificates(environment)
+    return 0
+
+
+def certs(environment: Environment, options: argparse.Namespace) -> int:
+    if not environment.tls:
+        raise ConfigurationError(
+            f"ENV={environment.name} has no TLS: add compose/tls.yml to COMPOSE_FILE in env/{environment.name}.env, "
+            "and REDIS_SSL=true"
+        )
+    _passwords(environment)
+    _certificates(environment, renew=options.renew and f"redis_{options.renew}")
+    _reload_certificates(environment)
+    print(certificates.table(environment.secrets, _openssl(environment), now=time.time()))
     return 0
 
 
 def rotate(environment: Environment, options: argparse.Namespace) -> int:
     """At each step Redis takes the password that is in the file, so that it may be cut short anywhere."""
-    make_secrets(environment, options)
+    _passwords(environment)
     folder, name = environment.secrets, environment.name
     running = "redis" in _output(commands.compose(environment, "ps", "--services"))
 
@@ -117,8 +136,8 @@ def rotate(environment: Environment, options: argparse.Namespace) -> int:
     return 0
 
 
-def serve_local(environment: Environment, options: argparse.Namespace) -> int:
-    make_secrets(environment, options)
+def serve_local(environment: Environment, _: argparse.Namespace) -> int:
+    _passwords(environment)
     return local.run(environment)
 
 
@@ -173,6 +192,47 @@ def _alone(environment: Environment) -> Iterator[None]:
         yield
 
 
+def _passwords(environment: Environment) -> None:
+    if secrets.ensure(environment.secrets, ACL_TEMPLATE):
+        say(f"secrets: made in {environment.secrets.relative_to(ROOT)}/")
+
+
+def _certificates(environment: Environment, renew: str | None = None) -> bool:
+    """Make what is missing, and renew what expires soon, of an environment with TLS; return whether any was."""
+    if not environment.tls:
+        return False
+    folder, project = environment.secrets, environment.values["COMPOSE_PROJECT_NAME"]
+    names, openssl = environment.redis_names, _openssl(environment)
+    made = certificates.ensure(folder, project, names, openssl, now=time.time(), renew=renew)
+    if made:
+        say(f"certificates: {', '.join(made)} made in {folder.relative_to(ROOT)}/")
+    return bool(made)
+
+
+def _openssl(environment: Environment) -> certificates.OpenSSL:
+    if certificates.on_host():
+        return certificates.command(environment.secrets, None)
+    _need_engine()
+    image = environment.values["PYTHON_IMAGE"]
+    images.ensure(image, say=say)
+    return certificates.command(environment.secrets, image)
+
+
+def _reload_certificates(environment: Environment) -> None:
+    """Have a Redis that is up take its certificates as they are now: at once, or else by a restart of the stack."""
+    if "redis" not in _output(commands.compose(environment, "ps", "--services")):
+        return
+    inside = _ask(commands.print_certificates(environment))
+    if inside.returncode:
+        return  # it is still without TLS
+    # A file that was deleted and made anew is not the one that the container has.
+    here = "".join((environment.secrets / f"{name}.crt").read_text() for name in certificates.NAMES)
+    if inside.stdout == here and _ask(commands.reload_certificates(environment)).stdout.strip() == "OK":
+        return
+    say("Redis cannot take its certificates while it runs: restarting the stack")
+    _run(commands.compose(environment, "restart"))
+
+
 def _base_images(environment: Environment) -> None:
     for variable in ("PYTHON_IMAGE", "REDIS_IMAGE"):
         images.ensure(environment.values[variable], say=say)
@@ -195,8 +255,12 @@ def _fails(argv: list[str]) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode != 0
 
 
+def _ask(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def _output(argv: list[str]) -> list[str]:
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = _ask(argv)
     if done.returncode:
         raise ConfigurationError(done.stderr.strip())
     return done.stdout.split()

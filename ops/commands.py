@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .certificates import CA, NAMES, SERVER
 from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
 
-_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)" exec redis-cli --user admin "$@"'
+_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)" exec redis-cli --user admin $REDIS_CLI_TLS "$@"'
 
 
 def compose(environment: Environment, *arguments: str) -> list[str]:
@@ -49,6 +50,19 @@ def set_passwords(environment: Environment, user: str, hashes: Sequence[str]) ->
     """Have the running Redis take these hashes of passwords, and no other; who is logged in stays so."""
     rules = ["resetpass", *(f"#{value}" for value in hashes)]
     return redis_cli(environment, ["ACL", "SETUSER", user, *rules], terminal=False)
+
+
+def print_certificates(environment: Environment) -> list[str]:
+    """Print the files with certificates, one after the other, as the container of Redis has them."""
+    return run_in(environment, "redis", ["cat", *(f"/run/secrets/{name}.crt" for name in NAMES)], terminal=False)
+
+
+def reload_certificates(environment: Environment) -> list[str]:
+    """Have Redis read its certificates from their files, for connections to come; it prints OK."""
+    files = {"ca-cert": f"{CA}.crt", "cert": f"{SERVER}.crt", "key": f"{SERVER}.key"}
+    settings = [part for name, file in files.items() for part in (f"tls-{name}-file", f"/run/secrets/{file}")]
+    # Within the container, and what it still has may have expired or be another CA's: no reason not to change it.
+    return redis_cli(environment, ["--insecure", "config", "set", *settings], terminal=False)
 
 
 def replicas_variable(queue: str | None) -> tuple[str, str]:

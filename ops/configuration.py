@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+_TLS = "compose/tls.yml"
+_HOST = re.compile(r"[A-Za-z0-9*.:_-]+")
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 FORK_ROOM = 1.5  #: Redis's memory limit over its maxmemory: a save forks, and what changes meanwhile is there twice
 
@@ -40,6 +42,16 @@ class Environment:
     @property
     def layers(self) -> list[Path]:
         return [ROOT / layer for layer in self.values["COMPOSE_FILE"].split(":")]
+
+    @property
+    def tls(self) -> bool:
+        """Whether Redis speaks TLS, with certificates of our own."""
+        return _TLS in self.values["COMPOSE_FILE"].split(":")
+
+    @property
+    def redis_names(self) -> list[str]:
+        """More names and addresses of Redis, for its certificate."""
+        return _hosts(self.values["REDIS_TLS_NAMES"])
 
 
 def names(folder: Path = ROOT / "env") -> list[str]:
@@ -99,6 +111,17 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
             there = ", ".join(sorted(path.name for path in (root / "compose").glob("*.yml")))
             problems.append(f"COMPOSE_FILE names {layer}, which is not there; compose/ has {there}")
 
+    tls = _TLS in values.get("COMPOSE_FILE", "").split(":")
+    if tls and values.get("REDIS_SSL") != "true":
+        problems.append(f"COMPOSE_FILE names {_TLS}, so it needs REDIS_SSL=true, or workers do not speak TLS")
+    if not tls and values.get("REDIS_SSL") == "true" and values.get("REDIS_URL") == "redis://redis:6379":
+        problems.append(f"REDIS_SSL=true needs {_TLS} in COMPOSE_FILE, or Redis does not speak TLS")
+    if values.get("REDIS_TLS_CLIENTS") not in ("no", "optional", "yes"):
+        problems.append(f"REDIS_TLS_CLIENTS={values.get('REDIS_TLS_CLIENTS', '')}: it is no, optional or yes")
+    for host in _hosts(values.get("REDIS_TLS_NAMES", "")):
+        if not _HOST.fullmatch(host):
+            problems.append(f"REDIS_TLS_NAMES: {host} is neither a name nor an address")
+
     wait, grace = (values.get(key, "") for key in ("WORKER_JOB_COMPLETION_WAIT", "WORKER_STOP_GRACE_SECONDS"))
     if wait.isdigit() and grace.isdigit() and int(wait) >= int(grace):
         problems.append(
@@ -117,6 +140,10 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
             f"the fork of a save; it is {values['REDIS_MEMORY_LIMIT']}"
         )
     return problems
+
+
+def _hosts(text: str) -> list[str]:
+    return [host.strip() for host in text.split(",") if host.strip()]
 
 
 def size(text: str) -> int | None:

@@ -38,7 +38,8 @@ def run(environment: Environment) -> int:
         try:
             _wait(server, port, Path(log.name))
             print(f"Valkey on 127.0.0.1:{port}, data and log in .local/; Ctrl-C stops", flush=True)
-            return _workers({**os.environ, "ENV": environment.name, "REDIS_URL_LOCAL": f"redis://localhost:{port}"})
+            here = {"REDIS_URL_LOCAL": f"redis://localhost:{port}", "REDIS_SSL": "false"}
+            return _workers({**os.environ, "ENV": environment.name, **here})
         finally:
             server.terminate()
             server.wait()

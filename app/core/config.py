@@ -38,6 +38,12 @@ _CONFIG = SettingsConfigDict(
 )
 
 
+def _file(given: Path | None, secret: str) -> str | None:
+    """The path that a setting gives, else the secret of that name where there is one."""
+    path = given or SECRETS / secret
+    return str(path) if given or path.is_file() else None  # without TLS it is /dev/null
+
+
 class QueueOverrides(BaseSettings):
     """``WORKER_<QUEUE>_…``: what the environment changes of one queue's own settings."""
 
@@ -91,9 +97,13 @@ class Settings(BaseSettings):
         "required", description="how the server's certificate is checked"
     )
     REDIS_SSL_CHECK_HOSTNAME: bool = Field(True, description="the certificate must carry the host's name")
-    REDIS_SSL_CA_CERTS: Path | None = Field(None, description="file with the CA that signed the server's")
-    REDIS_SSL_CERTFILE: Path | None = Field(None, description="file with the client's certificate")
-    REDIS_SSL_KEYFILE: Path | None = Field(None, description="file with the client's key")
+    REDIS_SSL_CA_CERTS: Path | None = Field(
+        None, description="file with the CA that signed the server's; unset: `redis_ca.crt`"
+    )
+    REDIS_SSL_CERTFILE: Path | None = Field(
+        None, description="file with the client's certificate; unset: `redis_client.crt`"
+    )
+    REDIS_SSL_KEYFILE: Path | None = Field(None, description="file with the client's key; unset: `redis_client.key`")
 
     WORKER_QUEUES: Annotated[tuple[str, ...], NoDecode] = Field(
         ("system", "load_test"), min_length=1, description="queues that the `worker` service serves, by comma"
@@ -166,6 +176,9 @@ class Settings(BaseSettings):
             )
         if any(len(key) < _KEY_CHARACTERS for key in self._signing_keys):
             problems.append(f"WORKER_SIGNING_KEY: each key, one a line, needs {_KEY_CHARACTERS} characters or more")
+        for name in ("REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"):
+            if (file := getattr(self, name)) and not file.is_file():
+                problems.append(f"{name}={file}: there is no such file")
         try:
             _ = self.redis_settings
         except ValueError as error:
@@ -208,9 +221,9 @@ class Settings(BaseSettings):
             ssl=self.REDIS_SSL or url.scheme == "rediss",
             ssl_cert_reqs=self.REDIS_SSL_CERT_REQS,
             ssl_check_hostname=self.REDIS_SSL_CHECK_HOSTNAME and self.REDIS_SSL_CERT_REQS != "none",
-            ssl_ca_certs=str(self.REDIS_SSL_CA_CERTS) if self.REDIS_SSL_CA_CERTS else None,
-            ssl_certfile=str(self.REDIS_SSL_CERTFILE) if self.REDIS_SSL_CERTFILE else None,
-            ssl_keyfile=str(self.REDIS_SSL_KEYFILE) if self.REDIS_SSL_KEYFILE else None,
+            ssl_ca_certs=_file(self.REDIS_SSL_CA_CERTS, "redis_ca.crt"),
+            ssl_certfile=_file(self.REDIS_SSL_CERTFILE, "redis_client.crt"),
+            ssl_keyfile=_file(self.REDIS_SSL_KEYFILE, "redis_client.key"),
             conn_timeout=self.REDIS_CONNECTION_TIMEOUT,
             max_connections=self.REDIS_MAX_CONNECTIONS,
         )

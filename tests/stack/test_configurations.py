@@ -30,6 +30,9 @@ COMBINATIONS = {
     "prod, secure": ("prod", ["base", "prod", "secure-network"]),
     "prod, queues": ("prod", ["base", "prod", "queues"]),
     "prod, secure, queues": ("prod", ["base", "prod", "secure-network", "queues"]),
+    "dev, tls": ("dev", ["base", "dev", "tls"]),
+    "prod, secure, tls": ("prod", ["base", "prod", "secure-network", "tls"]),
+    "prod, secure, tls, queues": ("prod", ["base", "prod", "secure-network", "tls", "queues"]),
 }
 
 
@@ -108,7 +111,19 @@ def test_layers_merge_to_what_they_promise(compose: Path, combination: str) -> N
     assert not config["networks"]["egress"].get("internal")
 
     mounts = [mount["target"] for mount in services.get("worker", {}).get("volumes", [])]
-    assert ("/srv/aegis/app" in mounts) == (layers == ["base", "dev"] or layers == ["base", "dev", "secure-network"])
+    assert ("/srv/aegis/app" in mounts) == (env == "dev" and "queues" not in layers)
+
+    # The plain port is closed, whatever else base.yml says of Redis stays, and workers have what TLS takes.
+    command = services["redis"]["command"]
+    assert command[:2] == ["redis-server", "/etc/redis/redis.conf"]
+    assert {"--maxmemory", "--appendfsync"} <= set(command)
+    assert ("--port" in command and command[command.index("--port") + 1] == "0") == ("tls" in layers)
+    for name, service in services.items():
+        files = {secret["source"]: config["secrets"][secret["source"]]["file"] for secret in service["secrets"]}
+        assert "redis_ca.key" not in files
+        if name != "redis" or "tls" in layers:
+            certificates = {files[secret] for secret in ("redis_ca.crt", "redis_client.crt", "redis_client.key")}
+            assert (certificates == {"/dev/null"}) == ("tls" not in layers), name
 
 
 @pytest.mark.parametrize("env", ["dev", "prod"])

@@ -127,7 +127,7 @@ def test_redis_runs_as_configured(prod: Stack) -> None:
 
 
 def test_redis_wants_the_password_and_nobody_else_sees_it(prod: Stack) -> None:
-    assert "NOAUTH" in prod.host("redis").check_output("redis-cli ping")
+    assert "NOAUTH" in prod.host("redis").check_output("redis-cli $REDIS_CLI_TLS ping")
     folder = prod.folder / "secrets" / "prod"
     passwords = [(folder / name).read_text() for name in secrets.USERS.values()]
     seen = [json.dumps(prod.inspect(service)) for service in ("worker", "redis")]
@@ -145,7 +145,7 @@ def test_passwords_are_changed_while_jobs_run(prod: Stack) -> None:
 
     def works(user: str, password: str) -> bool:
         login = ["--user", user, "--pass", password, "--no-auth-warning", "ping"]
-        return prod.host("redis").check_output("redis-cli " + " ".join(login)) == "PONG"
+        return prod.host("redis").check_output("redis-cli $REDIS_CLI_TLS " + " ".join(login)) == "PONG"
 
     load = subprocess.Popen(
         ["python3", "-m", "ops", "--env", "prod", "app", "load-test", "io", "-n", "400", "--rate", "100", "--json"],

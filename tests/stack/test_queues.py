@@ -8,7 +8,7 @@ import pytest
 
 from tests.stack.conftest import MakeStack, Stack, inspect
 
-LAYERS = "compose/base.yml:compose/prod.yml:compose/secure-network.yml:compose/queues.yml"
+LAYERS = "compose/base.yml:compose/prod.yml:compose/secure-network.yml:compose/tls.yml:compose/queues.yml"
 SERVICES = {"worker-system": "system", "worker-load-test": "load_test", "worker-media": "media"}
 
 PICTURE = """

@@ -63,12 +63,27 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: an amount of memory"),
         ("WORKER_JOB_COMPLETION_WAIT=45", "has to be less than WORKER_STOP_GRACE_SECONDS=45"),
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
+        ("COMPOSE_FILE=compose/base.yml:compose/tls.yml", "compose/tls.yml, so it needs REDIS_SSL=true"),
+        ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
+        ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
+        ("REDIS_TLS_NAMES=a b,c", "REDIS_TLS_NAMES: a b is neither a name nor an address"),
     ],
 )
 def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load(text)
     assert said in str(caught.value)
+
+
+def test_tls_to_another_redis_needs_no_layer(load: Load) -> None:
+    assert not load("REDIS_SSL=true\nREDIS_URL=redis://redis.example.org:6380").tls
+
+
+def test_an_environment_with_tls(load: Load) -> None:
+    text = "COMPOSE_FILE=compose/base.yml:compose/tls.yml\nREDIS_SSL=true\nREDIS_TLS_NAMES= a.example.org, ::1,"
+    environment = load(text)
+    assert environment.tls
+    assert environment.redis_names == ["a.example.org", "::1"]
 
 
 def test_all_problems_are_said_at_once(load: Load) -> None:

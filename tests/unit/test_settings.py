@@ -72,19 +72,26 @@ def test_outside_a_container_a_published_port_is_found() -> None:
     assert settings(REDIS_PORT=7, REDIS_URL_LOCAL="redis://other").redis_settings.host == "other"
 
 
-def test_tls_settings_reach_the_connection() -> None:
-    tls = settings(
-        REDIS_SSL=True, REDIS_SSL_CA_CERTS="/ca.pem", REDIS_SSL_CERTFILE="/c.pem", REDIS_SSL_KEYFILE="/k.pem"
-    )
+def test_tls_settings_reach_the_connection(tmp_path: Path) -> None:
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.pem", "c.pem", "k.pem"))
+    for file in (ca, cert, key):
+        Path(file).touch()
+    tls = settings(REDIS_SSL=True, REDIS_SSL_CA_CERTS=ca, REDIS_SSL_CERTFILE=cert, REDIS_SSL_KEYFILE=key)
     redis = tls.redis_settings
-    assert (redis.ssl, redis.ssl_ca_certs, redis.ssl_certfile, redis.ssl_keyfile) == (
-        True,
-        "/ca.pem",
-        "/c.pem",
-        "/k.pem",
-    )
+    assert (redis.ssl, redis.ssl_ca_certs, redis.ssl_certfile, redis.ssl_keyfile) == (True, ca, cert, key)
     assert redis.ssl_check_hostname
     assert redis.ssl_cert_reqs == "required"
+
+
+def test_certificates_that_are_not_named_are_those_of_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.config.SECRETS", tmp_path)
+    (tmp_path / "redis_client.crt").symlink_to("/dev/null")  # as containers have it without TLS
+    redis = settings(REDIS_SSL=True).redis_settings
+    assert (redis.ssl_ca_certs, redis.ssl_certfile, redis.ssl_keyfile) == (None, None, None)
+    (tmp_path / "redis_ca.crt").touch()
+    assert settings(REDIS_SSL=True).redis_settings.ssl_ca_certs == str(tmp_path / "redis_ca.crt")
 
 
 def test_a_password_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
@@ -136,6 +143,7 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: py
             "WORKER_JOB_COMPLETION_WAIT=60 must be less than WORKER_STOP_GRACE_SECONDS=45",
         ),
         ({"REDIS_SOCKET_KEEPALIVE_OPTIONS": {"1": 3}}, "TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT"),
+        ({"REDIS_SSL_CA_CERTS": "/nope.crt"}, "REDIS_SSL_CA_CERTS=/nope.crt: there is no such file"),
         ({"WORKER_MAX_TRIES": 0}, "WORKER_MAX_TRIES"),
         ({"WORKER_QUEUES": " , "}, "WORKER_QUEUES"),
         ({"WORKER_RETRY_BACKOFF_SECONDS": 9, "WORKER_RETRY_BACKOFF_MAX_SECONDS": 3}, "must not be more than"),
@@ -215,7 +223,7 @@ def test_every_variable_of_compose_is_documented() -> None:
     known = set(BASE) | set(generate.values("dev"))
     assert used - known == {"CA_BUNDLE"}  # the Makefile's
     read_by_the_app = set(Settings.model_fields)
-    assert set(BASE) - used - read_by_the_app == set()
+    assert set(BASE) - used - read_by_the_app == {"REDIS_TLS_NAMES"}  # ops/certificates.py's
 
 
 def test_the_configuration_page_is_up_to_date() -> None:
