@@ -225,7 +225,7 @@ def test_scaling_lasts(prod: Stack) -> None:
     eventually(lambda: replicas(prod) == 3)
     prod.make("up")
     assert prod.containers("worker") == before
-    spread = prod.app("load-test", "io", "-n", "300")["replicas"]
+    spread = prod.app("load-test", "io", "-n", "1500")["replicas"]
     assert len(spread) == 3
     prod.make("scale", "N=1")
     assert len(prod.containers("worker")) == 1
