@@ -151,3 +151,12 @@ def test_certs_and_up_again_change_nothing(tls: Stack) -> None:
     tls.make("certs")
     tls.make("up")
     assert (serial(tls), [(name, inspect(name)["State"]["StartedAt"]) for name in containers(tls)]) == before
+
+
+def test_a_file_that_was_deleted_is_made_anew_and_reaches_the_containers(tls: Stack) -> None:
+    before = serial(tls)
+    secret(tls, "redis_ca.crt").unlink()
+    assert "restarting the stack" in tls.make("certs").stderr
+    tls.make("up")
+    assert serial(tls) != before
+    assert tls.app("load-test", "io", "-n", "20")["done"] == 20
