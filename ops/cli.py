@@ -15,7 +15,8 @@ from contextlib import contextmanager, nullcontext
 from . import certificates, commands, configuration, images, local, secrets
 from .configuration import ROOT, ConfigurationError, Environment
 
-ALONE = ("up", "build", "scale")  #: Compose makes two networks of one name where two of these run at a time
+#: Compose makes two networks of one name where two of these run at a time; certificates would be of two CAs.
+ALONE = ("up", "build", "scale", "certs")
 
 
 def say(text: str) -> None:
