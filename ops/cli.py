@@ -17,8 +17,8 @@ from .configuration import ROOT, ConfigurationError, Environment
 
 ACL_TEMPLATE = ROOT / "redis" / "users.acl.template"
 
-#: One at a time; of two that run at once, Compose may make two networks of one name.
-ALONE = ("up", "build", "scale", "secrets-rotate")
+#: One at a time; of two that run at once, Compose may make two networks of one name, and certificates of two CAs.
+ALONE = ("up", "build", "scale", "secrets-rotate", "certs")
 
 
 def say(text: str) -> None:

@@ -135,7 +135,7 @@ async def test_certificates_change_while_jobs_run_and_none_is_lost(tls: Stack, r
 
     pool = await producer(tls)
     for n in range(JOBS):
-        job = Job(f"{renewed}-{n}", pool, _queue_name="arq:queue:load_test")
+        job = Job(f"{renewed}-{n}", pool, "arq:queue:load_test", pool.job_deserializer)
         assert (await job.result(timeout=60, poll_delay=0.05))["seconds"] > 0
     await pool.aclose()
     assert (serial(tls) == before) == (renewed == "client")
@@ -156,3 +156,12 @@ def test_certs_and_up_again_change_nothing(tls: Stack) -> None:
     tls.make("certs")
     tls.make("up")
     assert (serial(tls), [(name, inspect(name)["State"]["StartedAt"]) for name in containers(tls)]) == before
+
+
+def test_a_file_that_was_deleted_is_made_anew_and_reaches_the_containers(tls: Stack) -> None:
+    before = serial(tls)
+    secret(tls, "redis_ca.crt").unlink()
+    assert "restarting the stack" in tls.make("certs").stderr
+    tls.make("up")
+    assert serial(tls) != before
+    assert tls.app("load-test", "io", "-n", "20")["done"] == 20
