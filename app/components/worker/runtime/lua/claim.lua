@@ -62,7 +62,8 @@ local function take(id, due)
 end
 
 if wanted > 0 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, wanted)) do
+  -- A lease holds during its last millisecond, as its mark does.
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'LIMIT', 0, wanted)) do
     if not redis.call('ZSCORE', queue, id) then
       redis.call('ZREM', leases, id) -- it ended in a stock worker
     elseif not take(id, now) then
@@ -130,7 +131,7 @@ end
 local next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
 local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
 if lapses and (not next_look or lapses < next_look) then
-  next_look = lapses
+  next_look = lapses + 1
 end
 if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period
