@@ -64,7 +64,7 @@ for i, mark in ipairs(marks) do
       redis.call('ZADD', dead, now, id)
     end
     if kind == 'end' and last ~= '0' then
-      redis.call('PEXPIRE', mark, last)
+      redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
     else
       garbage[#garbage + 1] = mark
     end
