@@ -10,7 +10,8 @@
   ARGV[3]  prefix of in-progress keys
   and for each job: ARGV[n] its id, ARGV[n + 1] the token of its lease
 
-  Returns the ids of those that are lost: somebody else has them, or they are done.
+  Returns the ids of those that are lost: somebody else has them, or they are done, or wait to be tried again, which a
+  renewal may learn before the worker that has settled them.
 ]]
 local queue, leases = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
@@ -23,8 +24,8 @@ for n = 4, #ARGV, 2 do
   local holder = redis.call('GET', mark)
   if holder == token then
     redis.call('PEXPIRE', mark, ARGV[1])
-  elseif not holder and redis.call('ZSCORE', queue, id) then
-    redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, or Redis forgot it, and nobody has it
+  elseif not holder and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
+    redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, and nobody has it
     redis.call('ZADD', queue, 'XX', now + ARGV[2], id)
   else
     lost[#lost + 1] = id
