@@ -92,6 +92,16 @@ async def test_a_job_of_a_lapsed_lease_that_is_given_back_is_due(redis: ArqRedis
     assert again.tries == 2
 
 
+async def test_a_lease_is_found_lapsed_at_once(redis: ArqRedis) -> None:
+    """Also by a claim that looks in the very millisecond in which it lapses."""
+    await enqueue(redis, "echo")
+    scripts = scripts_of(redis, lease_s=0.05)
+    await scripts.claim(1)
+    async with asyncio.timeout(0.8):
+        while not (await scripts.claim(1)).jobs:
+            pass
+
+
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
     first = await serve(max_jobs=300)
     running = [await enqueue(redis, "slow", 2) for _ in range(300)]

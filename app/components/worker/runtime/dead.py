@@ -45,7 +45,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
     revived: list[str] = []
     for first in range(0, len(job_ids), BATCH):
         done = await put_back(
-            keys=[queue_name, keys.dead(queue_name)],
+            keys=[queue_name, keys.dead(queue_name), keys.ABORT],
             args=[
                 timestamp_ms(),
                 expires_extra_ms,

@@ -38,6 +38,6 @@ class RateLimit:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``10/s``, ``300/m`` or ``5/h``, as Celery writes it. Raises ``ValueError`` for anything else."""
-        if not (match := re.fullmatch(r"([1-9]\d*)/([smh])", text)):
+        if not (match := re.fullmatch(r"([1-9][0-9]*)/([smh])", text)):
             raise ValueError(f"a rate limit is written 10/s, 300/m or 5/h, not {text!r}")
         return cls(int(match[1]), _PERIODS_S[match[2]])

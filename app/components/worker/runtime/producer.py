@@ -74,5 +74,6 @@ def _fields(redis: ArqRedis, job: NewJob) -> Fields:
     now_ms = timestamp_ms()
     due_ms = to_unix_ms(job.defer_until) if job.defer_until else now_ms + int(job.defer_by * 1000)
     keep_ms = int(job.expires * 1000) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
+    keep_ms = max(1, keep_ms)  # Redis refuses less, and the script would end in the middle of its batch
     payload = serialize_job(job.function, job.args, job.kwargs, None, now_ms, serializer=redis.job_serializer)
     return job.job_id or uuid4().hex, payload, due_ms, keep_ms, job.unique or ""

@@ -156,7 +156,7 @@ class Scripts:
         if not flat:
             return []
         lost = await self._renew(
-            keys=[keys.leases(self._queue)],
+            keys=[self._queue, keys.leases(self._queue)],
             args=[self._lease_ms, keys.IN_PROGRESS, *flat],
         )
         return [Lease(job_id.decode(), token.decode()) for job_id, token in lost]

@@ -52,25 +52,32 @@ if most_begun > 0 then
   wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
 end
 
-local ids, due_at, lapsed = {}, {}, 0
-local function take(id, due)
+local ids, due_at, scores = {}, {}, {}
+local function take(id, due, score)
   local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PX', lease_ms)
   if taken then
-    ids[#ids + 1], due_at[#ids + 1] = id, due
+    local n = #ids + 1
+    ids[n], due_at[n], scores[n] = id, due, score
   end
   return taken
 end
 
-if wanted > 0 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, wanted)) do
-    if not redis.call('ZSCORE', queue, id) then
+while #ids < wanted do
+  -- A lease holds during its last millisecond, as its mark does. Those that we took are still at the head.
+  local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'LIMIT', #ids, wanted - #ids)
+  if #page == 0 then
+    break
+  end
+  for _, id in ipairs(page) do
+    local score = redis.call('ZSCORE', queue, id)
+    if not score then
       redis.call('ZREM', leases, id) -- it ended in a stock worker
-    elseif not take(id, now) then
+    elseif not take(id, now, score) then
       redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it
     end
   end
-  lapsed = #ids
 end
+local lapsed = #ids
 if most_running > 0 then
   local free = math.max(0, most_running - redis.call('ZCARD', leases))
   reply[2] = lapsed + free < wanted and 1 or 0
@@ -86,7 +93,7 @@ while #ids < wanted do
     if #ids == wanted then
       break
     end
-    if not take(due[i], due[i + 1]) then
+    if not take(due[i], due[i + 1], due[i + 1]) and redis.call('GET', in_progress .. due[i]) ~= token then
       reply[2] = 1
     end
   end
@@ -100,7 +107,7 @@ if #ids > 0 then
   local entries, wants, times = {}, {}, {}
   for i, id in ipairs(ids) do
     -- Not ZADD, of which idle replicas would be told as of a new job.
-    redis.call('ZINCRBY', queue, now + ends_ms - due_at[i], id)
+    redis.call('ZINCRBY', queue, now + ends_ms - scores[i], id)
     entries[2 * i - 1], entries[2 * i] = now + lease_ms, id
     wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
     times[i] = now
@@ -130,7 +137,7 @@ end
 local next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
 local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
 if lapses and (not next_look or lapses < next_look) then
-  next_look = lapses
+  next_look = lapses + 1
 end
 if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period

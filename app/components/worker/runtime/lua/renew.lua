@@ -2,7 +2,8 @@
 --[[
   Renew the leases of jobs that we run or whose ends we have yet to store.
 
-  KEYS[1]  leases, sorted set
+  KEYS[1]  queue, sorted set
+  KEYS[2]  leases, sorted set
 
   ARGV[1]  ms until a lease lapses
   ARGV[2]  prefix of in-progress keys
@@ -10,7 +11,7 @@
 
   Returns { id, token } of each that is lost: somebody else has it, or its end was stored just now.
 ]]
-local leases = KEYS[1]
+local queue, leases = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost = {}
@@ -21,7 +22,7 @@ for n = 3, #ARGV, 2 do
   local holder = redis.call('GET', mark)
   if holder == token then
     redis.call('PEXPIRE', mark, ARGV[1])
-  elseif not holder and redis.call('ZSCORE', leases, id) then
+  elseif not holder and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
     redis.call('SET', mark, token, 'PX', ARGV[1]) -- it lapsed, and nobody took it
   else
     lost[#lost + 1] = { id, token }

@@ -3,6 +3,7 @@
 
   KEYS[1]  queue, sorted set
   KEYS[2]  dead letters, sorted set: ids by time of death
+  KEYS[3]  sorted set: ids of jobs to abort; a request that came after the death is not for the job that is revived
 
   ARGV[1]  now, ms since the epoch
   ARGV[2]  ms to keep the payload
@@ -23,6 +24,7 @@ for n = 6, #ARGV do
     redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
     redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id, dead .. ':' .. id)
     redis.call('ZREM', dead, id)
+    redis.call('ZREM', KEYS[3], id)
     redis.call('ZADD', queue, ARGV[1], id)
     revived[#revived + 1] = id
   end

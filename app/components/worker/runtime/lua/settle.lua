@@ -41,7 +41,10 @@ local holders = redis.call('MGET', unpack(marks))
 for i, mark in ipairs(marks) do
   local n = 1 + 6 * i
   local id, token, kind, data, amount, last = unpack(ARGV, n, n + 5)
-  local ours = holders[i] == token or (not holders[i] and redis.call('ZSCORE', leases, id))
+  local ours = holders[i] == token
+  if not holders[i] and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
+    ours = true
+  end
   settled[i] = ours and 1 or 0
   if ours and (kind == 'again' or kind == 'back') then
     if kind == 'again' then
@@ -65,7 +68,7 @@ for i, mark in ipairs(marks) do
       redis.call('ZADD', dead, now, id)
     end
     if kind == 'end' and last ~= '0' then
-      redis.call('PEXPIRE', mark, last)
+      redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
     else
       garbage[#garbage + 1] = mark
     end
