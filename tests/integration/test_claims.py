@@ -102,6 +102,16 @@ async def test_a_lease_is_found_lapsed_at_once(redis: ArqRedis) -> None:
             pass
 
 
+async def test_a_lapsed_lease_is_not_hidden_by_one_that_a_stock_worker_took(redis: ArqRedis) -> None:
+    first, second, _ = [await enqueue(redis, "echo", _job_id=job_id) for job_id in "abc"]
+    await scripts_of(redis).claim(2)
+    await redis.delete(keys.IN_PROGRESS + second.job_id)
+    await redis.set(keys.IN_PROGRESS + first.job_id, b"1", px=60_000)
+    await redis.zadd(keys.leases(QUEUE), {first.job_id: 1, second.job_id: 2})
+    (claim,) = (await scripts_of(redis).claim(1)).jobs
+    assert (claim.lease.job_id, claim.lapsed, claim.tries) == (second.job_id, True, 2)
+
+
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
     first = await serve(max_jobs=300)
     running = [await enqueue(redis, "slow", 2) for _ in range(300)]

@@ -1,0 +1,661 @@
+"""The Redis scripts beside a model: hypothesis makes up what workers, producers and time do, in any order.
+
+After each step everything in Redis is compared with what the model says should be there, to the last key. Time is made
+to pass by hand, as it would do it: a lease lapses when its mark is deleted and its end lies in the past. So no step
+waits, and a failure shrinks to a few steps, which are printed.
+
+``make test`` tries the same examples each time. To look further, with others each time::
+
+    HYPOTHESIS_EXAMPLES=5000 .venv/bin/pytest tests/integration/test_scripts_model.py --timeout 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from arq import cron
+from arq.connections import RedisSettings, create_pool
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from app.components.worker.runtime import NewJob, RateLimit, dead, enqueue_many, keys, scripts
+from app.components.worker.runtime.cron import Cron
+from app.components.worker.runtime.scripts import Claim, Scripts, Settlement
+from tests.integration.conftest import QUEUE
+
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES") or 0)
+SETTINGS = settings(
+    max_examples=EXAMPLES or 150,
+    stateful_step_count=50,
+    deadline=None,
+    phases=[Phase.generate, Phase.shrink],
+    report_multiple_bugs=False,
+    derandomize=not EXAMPLES,
+    suppress_health_check=list(HealthCheck),
+)
+
+LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself
+MOST_DEAD = 1
+FAR_MS = 10**9
+STOCK = "1"  # what stock workers set as a mark
+CRON_START = datetime(2001, 9, 9, tzinfo=UTC)
+
+#: All keys with their values and times to live.
+DUMP = """
+local read = { string = { 'GET' }, hash = { 'HGETALL' }, set = { 'SMEMBERS' }, list = { 'LRANGE', 0, -1 },
+               zset = { 'ZRANGE', 0, -1, 'WITHSCORES' } }
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local name, from, to, scores = unpack(read[kind])
+  local value
+  if scores then value = redis.call(name, key, from, to, scores)
+  elseif from then value = redis.call(name, key, from, to)
+  else value = redis.call(name, key) end
+  all[#all + 1] = { key, kind, value, redis.call('PTTL', key) }
+end
+return all
+"""
+
+
+@dataclass(frozen=True)
+class Around:
+    """A time that is known to lie between two."""
+
+    low: float
+    high: float
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int | float) and self.low <= other <= self.high
+
+    def __add__(self, ms: float) -> Around:
+        return Around(self.low + ms, self.high + ms)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Time = Any  # float, or Around until it was read once
+
+
+@dataclass
+class Job:
+    """One that was accepted and has not ended."""
+
+    score: Time  # in the queue: when it is due, or, once claimed, when it has ended for certain
+    payload: bytes | None
+    tries: int = 0  # that are over, or that a stock worker has begun
+    lapses: Time = None  # its lease, also one that has lapsed, until somebody claims it again
+
+
+@dataclass
+class Worker:
+    scripts: Scripts
+    known: dict[str, str] = field(default_factory=dict)  # job id -> token, for what it was told of and has not settled
+    fence: int = 0
+
+
+def pairs(flat: list[Any]) -> dict[str, Any]:
+    return {key.decode(): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def pick(ids: Iterable[str]) -> st.SearchStrategy[str]:
+    return st.sampled_from(sorted(ids))
+
+
+ENDS = st.one_of(
+    st.tuples(st.just("end"), st.booleans(), st.sampled_from([0, 0, FAR_MS])),
+    st.tuples(st.just("dead"), st.booleans(), st.just(0)),
+    st.tuples(st.just("again"), st.booleans(), st.just(0)),
+    st.tuples(st.just("back"), st.just(False), st.just(0)),
+)
+
+
+def step(weight: int = 1, **strategies: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
+    """Mark a method as one of the machine's steps, with what its arguments are drawn from."""
+
+    def mark(method: Any) -> Any:
+        method.weight, method.strategies = weight, strategies
+        return method
+
+    return mark
+
+
+class ScriptsMachine(RuleBasedStateMachine):
+    redis_settings: RedisSettings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.redis = self.run(
+            create_pool(self.redis_settings, job_serializer=lambda job: json.dumps(job["a"]).encode())
+        )
+        self.run(self.redis.flushall())
+        self.sound = True
+        self.clock = 1000  # ms since the epoch, for all that is to lie in the past, in order
+        self.jobs: dict[str, Job] = {}
+        self.marks: dict[str, str] = {}
+        self.results: dict[str, bytes] = {}
+        self.dead: dict[str, tuple[Time, bytes, bytes]] = {}  # time of death, payload, letter
+        self.aborts: dict[str, int] = {}
+        self.unique: dict[str, str] = {}
+        self.begun: list[Time] = []
+        self.stale: dict[str, Time] = {}  # leases of jobs that ended in a stock worker, until a claim comes upon them
+        self.claims: list[Claim] = []  # all that workers have heard of, also those that are long over
+        self.ticks: dict[str, int] = {}
+        self.started: set[str] = set()
+
+    @initialize(rate=st.sampled_from([0, 0, 3]), concurrency=st.sampled_from([0, 0, 3]), workers=st.integers(2, 3))
+    def begin(self, rate: int, concurrency: int, workers: int) -> None:
+        self.rate, self.concurrency = rate, concurrency
+        self.workers = [Worker(self.scripts(rate, concurrency)) for _ in range(workers)]
+
+    # Not a rule for each: of rules hypothesis leaves out many at a time, and little comes of a queue that none fills.
+    @rule(data=st.data())
+    def any_step(self, data: st.DataObject) -> None:
+        steps = {name: method for name, method in vars(type(self)).items() if hasattr(method, "strategies")}
+        name = data.draw(st.sampled_from([name for name, method in steps.items() for _ in range(method.weight)]))
+        drawn = {name: data.draw(strategy, name) for name, strategy in steps[name].strategies.items()}
+        steps[name](self, **drawn)
+
+    def scripts(self, rate: int = 0, concurrency: int = 0) -> Scripts:
+        limit = RateLimit(rate, PERIOD_S) if rate else None
+        return Scripts(
+            self.redis, QUEUE, lease_s=LEASE_S, ends_s=ENDS_S, rate_limit=limit, global_concurrency=concurrency
+        )
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    def timed(self, work: Coroutine[Any, Any, Any]) -> tuple[Any, Around]:
+        """Run a command; return its answer, and when the server has seen to it."""
+        before = now_ms()
+        answer = self.run(work)
+        return answer, Around(before, now_ms())
+
+    def past(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def in_use(self, job_id: str) -> bool:
+        return job_id in self.results or (job_id in self.jobs and self.jobs[job_id].payload is not None)
+
+    def may_be_enqueued(self, job_id: str) -> bool:
+        """Not all that arq allows for: the id of a job whose payload has expired before it ended, though it counts as
+        free, is that of two jobs then. And the lease of a job that a stock worker ended would be the next job's."""
+        return job_id not in self.stale and (job_id not in self.jobs or self.jobs[job_id].payload is not None)
+
+    def lapsed(self, job_id: str) -> bool:
+        return self.jobs[job_id].lapses is not None and self.marks.get(job_id) in (None, STOCK)
+
+    # -- producers -------------------------------------------------------------------------------------------------
+
+    @step(
+        weight=3,
+        wanted=st.lists(
+            st.tuples(
+                st.sampled_from("abc"),
+                st.sampled_from([False, False, False, True]),
+                st.sampled_from([None, None, "k", "l"]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def enqueue(self, wanted: list[tuple[str, bool, str | None]]) -> None:
+        new, expected = [], []
+        for job_id, later, key in wanted:
+            if not self.may_be_enqueued(job_id):
+                continue
+            number = self.past()
+            due = datetime.fromtimestamp(number / 1000, UTC) + timedelta(days=later * 100_000)
+            new.append(NewJob("f", (number,), job_id=job_id, defer_until=due, unique=key))
+            holder = self.jobs.get(self.unique.get(key or "", ""))
+            free = not self.in_use(job_id) and not (holder and holder.payload is not None)
+            expected.append(job_id if free else None)
+            if free:
+                self.jobs[job_id] = Job(number + later * 100_000 * 86_400_000, b"[%d]" % number)
+                if key:
+                    self.unique[key] = job_id
+        answer = self.run(enqueue_many(self.redis, new, queue_name=QUEUE))
+        assert [job and job.job_id for job in answer] == expected
+
+    @step(name=st.sampled_from(["each", "nightly", "first"]), minute=st.integers(0, 2), replica=st.sampled_from("xyz"))
+    def cron(self, name: str, minute: int, replica: str) -> None:
+        if name == "first":
+            self.start(replica)
+        else:
+            self.tick(name, minute, replica)
+
+    def tick(self, name: str, minute: int, replica: str) -> None:
+        at = CRON_START + timedelta(minutes=minute)
+        at_ms = int(at.timestamp() * 1000)
+        job_id = "nightly" if name == "nightly" else f"{name}:{at_ms}"
+        if not self.may_be_enqueued(job_id):
+            return
+        job = cron(enqueue_many, name=name, second=0, job_id="nightly" if name == "nightly" else None)
+        job.next_run = at
+        self.run(Cron(self.redis, QUEUE, replica, [job]).enqueue_due(at, timedelta(seconds=1)))
+        if at_ms > self.ticks.get(name, 0):
+            self.ticks[name] = at_ms
+            if not self.in_use(job_id):
+                self.jobs[job_id] = Job(at_ms, b"[]")
+
+    def start(self, replica: str) -> None:
+        """A replica, with a cron job that runs at startup."""
+        at_ms = self.past()
+        job = cron(enqueue_many, name="first", run_at_startup=True)
+        crons = Cron(self.redis, QUEUE, replica, [job])
+        self.run(crons.enqueue_due(datetime.fromtimestamp(at_ms / 1000, UTC), timedelta(seconds=1)))
+        if self.started and replica not in self.started:
+            self.started.add(replica)
+        else:
+            self.started = {replica}
+            self.jobs[f"first:{at_ms}"] = Job(at_ms, b"[]")
+
+    @step(job_id=st.sampled_from("abc"))
+    def abort(self, job_id: str) -> None:
+        self.aborts[job_id] = self.past()
+        self.run(self.redis.zadd(keys.ABORT, {job_id: self.aborts[job_id]}))
+
+    @step(data=st.data())
+    def revive(self, data: st.DataObject) -> None:
+        job_ids = data.draw(st.lists(pick({"a", *self.dead}), min_size=1, unique=True))
+        job_ids = [job_id for job_id in job_ids if self.may_be_enqueued(job_id)]
+        answer, now = self.timed(dead.revive(self.redis, QUEUE, job_ids))
+        revived = []
+        for job_id in job_ids:
+            _, payload, _ = self.dead.get(job_id, (0, b"", b""))
+            if payload and job_id not in self.jobs:
+                revived.append(job_id)
+                self.jobs[job_id] = Job(Around(now.low, now.high + 1), payload)
+                del self.dead[job_id]
+                self.results.pop(job_id, None)
+                self.aborts.pop(job_id, None)
+        assert answer == revived
+
+    # -- our workers -----------------------------------------------------------------------------------------------
+
+    @step(
+        weight=4,
+        n=st.integers(0, 2),
+        wanted=st.integers(1, 4),
+        heard=st.sampled_from([True, True, True, False]),
+        paused=st.sampled_from([False] * 9 + [True]),
+    )
+    def claim(self, n: int, wanted: int, heard: bool, paused: bool) -> None:
+        worker = self.workers[n % len(self.workers)]
+        if paused:
+            self.run(self.redis.set(keys.paused(QUEUE), 1))
+            assert self.run(worker.scripts.claim(wanted)) == ([], None, True, False)
+            self.run(self.redis.delete(keys.paused(QUEUE)))
+        answer, now = self.timed(worker.scripts.claim(wanted))
+        room = wanted
+        if self.rate:
+            self.begun = [at for at in self.begun if at > now.high - PERIOD_S * 1000]
+            room = min(room, self.rate - len(self.begun))
+        expected: list[tuple[str, Time, bool]] = []
+        ended = {job_id: at for job_id, at in self.stale.items() if at < now.low}
+        lapses = ended | {job_id: self.jobs[job_id].lapses for job_id in self.jobs if self.lapsed(job_id)}
+        for job_id in sorted(lapses, key=lambda job_id: (lapses[job_id], job_id)):
+            if len(expected) >= room:
+                break
+            if job_id in ended:
+                del self.stale[job_id]
+            elif job_id in self.marks:
+                self.jobs[job_id].lapses = now + 1000  # a stock worker has it
+            else:
+                expected.append((job_id, now, True))
+        most = room
+        if self.concurrency:
+            leases = len(self.stale) + sum(job.lapses is not None for job in self.jobs.values())
+            most = min(room, len(expected) + max(0, self.concurrency - leases))
+        due = sorted((job.score, job_id) for job_id, job in self.jobs.items() if job.score <= now.low + 1)
+        held = [job_id for _, job_id in due if job_id in self.marks]
+        free = [(job_id, at, False) for at, job_id in due if job_id not in self.marks and not self.lapsed(job_id)]
+        expected += free[: max(0, most - len(expected))]
+
+        assert [(job.lease.job_id, job.due_ms, job.lapsed) for job in answer.jobs] == expected
+        for claim in answer.jobs:
+            job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
+            job.tries += claim.lapsed
+            assert (claim.tries, claim.payload) == (job.tries + 1, job.payload)
+            assert claim.abort_ms == self.aborts.pop(job_id, None)
+            job.score, job.lapses = now + ENDS_S * 1000, now + LEASE_S * 1000
+            self.marks[job_id] = claim.lease.token
+            if self.rate:
+                self.begun.append(now)
+        assert answer.limited == (self.rate > 0 and len(self.begun) == self.rate)
+        # One that is held may lie behind what was enough.
+        cut = most < room
+        assert (cut or (bool(held) and len(expected) < most)) <= answer.blocked <= (cut or bool(held))
+        self.check_wait(answer, now)
+        if heard:
+            worker.known |= {claim.lease.job_id: claim.lease.token for claim in answer.jobs}
+            self.claims += answer.jobs
+
+    def check_wait(self, answer: scripts.Claims, now: Around) -> None:
+        times = [job.score for job in self.jobs.values() if job.score != now and not is_past(job.score)]
+        # A lease has lapsed when its last millisecond is over.
+        leases = [*self.stale.values(), *(job.lapses for job in self.jobs.values() if job.lapses is not None)]
+        times += [at + 1 for at in leases]
+        if answer.limited:
+            times = [self.begun[0] + PERIOD_S * 1000]
+        if not times:
+            assert answer.wait_s is None
+            return
+        low = min(at.low if isinstance(at, Around) else at for at in times)
+        high = min(at.high if isinstance(at, Around) else at for at in times)
+        assert answer.wait_s == Around(max(0, low - now.high) / 1000, max(0, high - now.low) / 1000)
+
+    @step(n=st.integers(0, 2))
+    def recall(self, n: int) -> None:
+        worker = self.workers[n % len(self.workers)]
+        ours = worker.scripts._name + ":"
+        answer, now = self.timed(worker.scripts.recall(worker.known))
+        worker.fence = worker.scripts._claims + 1
+        unheard = [job_id for job_id in self.jobs if self.marks.get(job_id, "").startswith(ours)]
+        unheard = [job_id for job_id in unheard if job_id not in worker.known]
+        assert answer == len(unheard)
+        for job_id in unheard:
+            del self.marks[job_id]
+            self.jobs[job_id].score, self.jobs[job_id].lapses = now, None
+        # Copies of claims that were sent before.
+        last = worker.scripts._claims
+        for number in range(max(0, last - 2), last):
+            worker.scripts._claims = number
+            assert self.run(worker.scripts.claim(3)) == ([], None, False, False)
+        worker.scripts._claims = last
+
+    def some_claims(self, data: st.DataObject) -> list[Claim]:
+        """Some that hold, and some that may be over, the latest above all."""
+        if not self.claims:
+            return []
+        held = [claim for claim in self.claims if self.marks.get(claim.lease.job_id) == claim.lease.token]
+        one = st.sampled_from(self.claims[-6:])
+        one = st.sampled_from(held) | one if held else one
+        return data.draw(st.lists(one, min_size=1, max_size=3, unique_by=lambda claim: claim.lease.job_id))
+
+    @step(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        if not (batch := self.some_claims(data)):
+            return
+        lost, now = self.timed(self.workers[0].scripts.renew([claim.lease for claim in batch]))
+        expected = []
+        for job_id, token in ((claim.lease.job_id, claim.lease.token) for claim in batch):
+            job, mark = self.jobs.get(job_id), self.marks.get(job_id)
+            if job and mark is None and job.lapses is not None:  # it lapsed, and nobody has it
+                self.marks[job_id] = token
+                job.score, job.lapses = now + ENDS_S * 1000, now + LEASE_S * 1000
+            elif job and mark == token:
+                job.lapses = now + LEASE_S * 1000
+            else:
+                expected.append(job_id)
+        assert lost == expected
+
+    @step(weight=4, data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        """One that was settled before is sent twice, and one whose lease is lost comes too late."""
+        if not (batch := [(claim, data.draw(ENDS)) for claim in self.some_claims(data)]):
+            return
+        settlements = [self.settlement(claim, end) for claim, end in batch]
+        answer, now = self.timed(self.workers[0].scripts.settle(settlements))
+        ours = [self.marks.get(claim.lease.job_id) == claim.lease.token for claim, _ in batch]
+        assert answer == ours
+        for claim, settlement, held in zip((claim for claim, _ in batch), settlements, ours, strict=True):
+            for worker in self.workers:
+                if worker.known.get(claim.lease.job_id) == claim.lease.token:
+                    del worker.known[claim.lease.job_id]
+            if held:
+                self.take(claim, settlement, now)
+        while len(self.dead) > MOST_DEAD:
+            self.dead.pop(min(self.dead, key=lambda job_id: (earliest(self.dead[job_id][0]), job_id)))
+
+    def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
+        kind, flag, last = end
+        if kind == "again":
+            return Settlement(claim.lease, kind, flag * FAR_MS, claim.tries, "")
+        if kind == "back":
+            return Settlement(claim.lease, kind, claim.due_ms, 0, "")
+        letter = f"letter of {claim.lease.token}"
+        data = f"result of {claim.lease.token}".encode() if flag else b""
+        return Settlement(claim.lease, kind, data, FAR_MS, letter if kind == "dead" else last)
+
+    def take(self, claim: Claim, end: Settlement, now: Around) -> None:
+        job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
+        del self.marks[job_id]
+        if end.kind in ("again", "back"):
+            job.lapses = None
+            job.score = now + end.data if end.kind == "again" else end.data  # type: ignore[operator]
+            job.tries = claim.tries if end.kind == "again" else job.tries
+            return
+        del self.jobs[job_id]
+        self.aborts.pop(job_id, None)
+        if end.data:
+            self.results[job_id] = end.data  # type: ignore[assignment]
+        if end.kind == "dead":
+            self.dead[job_id] = (now, job.payload or b"", str(end.last).encode())
+        elif end.last:
+            self.marks[job_id] = STOCK
+
+    # -- stock workers ---------------------------------------------------------------------------------------------
+
+    @step(data=st.data())
+    def stock_worker(self, data: st.DataObject) -> None:
+        self.any_of(data, {self.stock_worker_begins: self.free_for_stock(), self.stock_mark_goes: self.stock_marks()})
+
+    def any_of(self, data: st.DataObject, steps: dict[Callable[[st.DataObject], None], Any]) -> None:
+        """Take one of several steps, of those that can be taken."""
+        if possible := [step for step, condition in steps.items() if condition]:
+            data.draw(st.sampled_from(possible))(data)
+
+    def stock_worker_begins(self, data: st.DataObject) -> None:
+        job_id = data.draw(pick(self.free_for_stock()))
+        job = self.jobs[job_id]
+        if job.lapses is not None:  # by then it has ended for certain
+            job.score = self.past()
+            self.run(self.redis.zadd(QUEUE, {job_id: job.score}))
+        self.run(self.redis.psetex(keys.IN_PROGRESS + job_id, FAR_MS, STOCK))
+        self.run(self.redis.incr(keys.RETRY + job_id))
+        self.run(self.redis.pexpire(keys.RETRY + job_id, FAR_MS))
+        self.marks[job_id] = STOCK
+        job.tries += 1
+
+    def free_for_stock(self) -> list[str]:
+        return [
+            job_id
+            for job_id, job in self.jobs.items()
+            if job_id not in self.marks and (job.lapses is not None or is_past(job.score))
+        ]
+
+    def stock_marks(self) -> list[str]:
+        return [job_id for job_id, mark in self.marks.items() if mark == STOCK]
+
+    def stock_mark_goes(self, data: st.DataObject) -> None:
+        """The stock worker has done the job, or died; or it was the mark that a cron job's end has left."""
+        job_id, done = data.draw(pick(self.stock_marks())), data.draw(st.booleans())
+        del self.marks[job_id]
+        self.run(self.redis.delete(keys.IN_PROGRESS + job_id))
+        if done and job_id in self.jobs:
+            self.run(self.redis.delete(keys.JOB + job_id, keys.RETRY + job_id))
+            self.run(self.redis.zrem(QUEUE, job_id))
+            if self.jobs[job_id].lapses is not None:
+                self.stale[job_id] = self.jobs[job_id].lapses
+            del self.jobs[job_id]
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    @step(data=st.data(), long_ago=st.booleans())
+    def lease_lapses(self, data: st.DataObject, long_ago: bool) -> None:
+        if not self.leased():
+            return
+        job_id = data.draw(pick(self.leased()))
+        if long_ago:
+            self.jobs[job_id].score = self.past()
+            self.run(self.redis.zadd(QUEUE, {job_id: self.clock}))
+        self.jobs[job_id].lapses = self.past()
+        del self.marks[job_id]
+        self.run(self.redis.delete(keys.IN_PROGRESS + job_id))
+        self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: self.clock}))
+
+    def leased(self) -> list[str]:
+        return [job_id for job_id in self.jobs if self.marks.get(job_id, STOCK) != STOCK]
+
+    @step(data=st.data())
+    def time_passes(self, data: st.DataObject) -> None:
+        self.any_of(
+            data,
+            {
+                self.job_is_past_its_end_or_deferred_no_more: self.aside(),
+                self.period_passes: self.begun,
+                self.result_expires: self.results,
+                self.payload_expires: self.jobs,
+            },
+        )
+
+    def job_is_past_its_end_or_deferred_no_more(self, data: st.DataObject) -> None:
+        job_id = data.draw(pick(self.aside()))
+        self.jobs[job_id].score = self.past()
+        self.run(self.redis.zadd(QUEUE, {job_id: self.clock}))
+
+    def aside(self) -> list[str]:
+        return [job_id for job_id, job in self.jobs.items() if not is_past(job.score)]
+
+    def period_passes(self, data: st.DataObject) -> None:
+        for n in range(data.draw(st.integers(1, len(self.begun)))):
+            self.begun[n] = self.past()
+            self.run(self.redis.lset(keys.begun(QUEUE), n, self.clock))
+
+    def result_expires(self, data: st.DataObject) -> None:
+        job_id = data.draw(pick(self.results))
+        del self.results[job_id]
+        self.run(self.redis.delete(keys.RESULT + job_id))
+
+    def payload_expires(self, data: st.DataObject) -> None:
+        job_id = data.draw(pick(self.jobs))
+        self.jobs[job_id].payload = None
+        self.run(self.redis.delete(keys.JOB + job_id))
+
+    # -- what has to hold ------------------------------------------------------------------------------------------
+
+    @invariant()
+    def check(self) -> None:
+        self.sound = False
+        found, lasting = self.dump()
+        assert found == self.expected()
+        for_ever = {QUEUE, keys.leases(QUEUE), keys.ABORT, keys.dead(QUEUE), keys.ticks(QUEUE)}
+        assert lasting <= for_ever | {keys.dead_letter(QUEUE, job_id) for job_id in self.dead}
+
+        leased = self.leased()
+        assert not self.concurrency or len(leased) <= self.concurrency
+        assert not self.rate or len(self.begun) <= self.rate
+        # What time it was is known now.
+        for job_id, job in self.jobs.items():
+            job.score = found[QUEUE][job_id]
+            if job.lapses is not None:
+                job.lapses = found[keys.leases(QUEUE)][job_id]
+                if job_id not in leased and not is_past(job.lapses):  # a second goes by
+                    job.lapses = self.past()
+                    self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: self.clock}))
+        self.begun = found.get(keys.begun(QUEUE), [])
+        for job_id, (at, *letter) in self.dead.items():
+            if isinstance(at, Around):  # two in one millisecond would have no order that is known
+                self.dead[job_id] = (self.past(), *letter)  # type: ignore[assignment]
+                self.run(self.redis.zadd(keys.dead(QUEUE), {job_id: self.clock}))
+        self.sound = True
+
+    def dump(self) -> tuple[dict[str, Any], set[str]]:
+        """Return all that is in Redis, and the keys that stay for ever."""
+        found: dict[str, Any] = {}
+        lasting = set()
+        for key, kind, value, ttl in self.run(self.redis.eval(DUMP, 0)):
+            name = key.decode()
+            if kind == b"zset":
+                value = {member: float(score) for member, score in pairs(value).items()}
+            elif kind == b"hash":
+                value = pairs(value)
+            elif kind == b"list":
+                value = [float(at) for at in value]
+            elif kind == b"set":
+                value = {member.decode() for member in value}
+            found[name] = value
+            if ttl < 0:
+                lasting.add(name)
+        return found, lasting
+
+    def expected(self) -> dict[str, Any]:
+        """Return all that should be in Redis."""
+        leases = self.stale | {job_id: job.lapses for job_id, job in self.jobs.items() if job.lapses is not None}
+        whole = {
+            QUEUE: {job_id: job.score for job_id, job in self.jobs.items()},
+            keys.leases(QUEUE): leases,
+            keys.ABORT: self.aborts,
+            keys.dead(QUEUE): {job_id: at for job_id, (at, _, _) in self.dead.items()},
+            keys.begun(QUEUE): self.begun,
+            keys.ticks(QUEUE): {name: str(at).encode() for name, at in self.ticks.items()},
+            keys.started(QUEUE, "first"): self.started,
+        }
+        whole |= {keys.JOB + job_id: job.payload for job_id, job in self.jobs.items()}
+        whole |= {keys.RETRY + job_id: str(job.tries).encode() for job_id, job in self.jobs.items() if job.tries}
+        whole |= {keys.IN_PROGRESS + job_id: mark.encode() for job_id, mark in self.marks.items()}
+        whole |= {keys.RESULT + job_id: result for job_id, result in self.results.items()}
+        whole |= {keys.unique(QUEUE, key): job_id.encode() for key, job_id in self.unique.items()}
+        whole |= {keys.fence(w.scripts._name): str(w.fence).encode() for w in self.workers if w.fence}
+        whole |= {
+            keys.dead_letter(QUEUE, job_id): {"payload": payload, "letter": letter}
+            for job_id, (_, payload, letter) in self.dead.items()
+        }
+        return {key: value for key, value in whole.items() if value}
+
+    def teardown(self) -> None:
+        """Whatever has come about, every job can be had and ended, and then nothing is left of it."""
+        try:
+            if self.sound:
+                self.finish()
+        finally:
+            self.run(self.redis.aclose(close_connection_pool=True))
+            self.runner.close()
+
+    def finish(self) -> None:
+        self.run(self.redis.delete("none", *(keys.IN_PROGRESS + job_id for job_id in self.marks)))
+        for job_id, job in self.jobs.items():
+            key = QUEUE if job.lapses is None else keys.leases(QUEUE)
+            self.run(self.redis.zadd(key, {job_id: self.past()}))
+        worker, had = self.scripts(), []
+        while claims := self.run(worker.claim(5)).jobs:
+            had += [claim.lease.job_id for claim in claims]
+            assert all(self.run(worker.settle([Settlement(claim.lease, "end", b"", 0, 0) for claim in claims])))
+        assert sorted(had) == sorted(self.jobs)
+        assert not {QUEUE, keys.leases(QUEUE)} & self.dump()[0].keys()
+
+
+def earliest(at: Time) -> float:
+    return at.low if isinstance(at, Around) else at
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000  # as the server does; arq rounds, so that its now may be one ahead
+
+
+def is_past(at: Time) -> bool:
+    return earliest(at) <= now_ms() + 1
+
+
+def test_the_scripts_do_what_the_model_does(redis_server: RedisSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts, "MOST_DEAD", MOST_DEAD)
+    monkeypatch.setattr(ScriptsMachine, "redis_settings", redis_server, raising=False)
+    run_state_machine_as_test(ScriptsMachine, settings=SETTINGS)
