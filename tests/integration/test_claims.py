@@ -60,7 +60,7 @@ async def test_only_claims_that_nobody_knows_are_recalled(redis: ArqRedis) -> No
     (known,) = (await ours.claim(1)).jobs
     (forgotten,) = (await ours.claim(1)).jobs
     await others.claim(1)
-    assert await ours.recall([known.lease.job_id]) == 1
+    assert await ours.recall([known.lease]) == 1
     assert await redis.exists(*(keys.IN_PROGRESS + job.job_id for job in jobs)) == 2
     (again,) = (await ours.claim(3)).jobs
     assert (again.lease.job_id, again.tries) == (forgotten.lease.job_id, 1)
@@ -100,6 +100,16 @@ async def test_a_lease_is_found_lapsed_at_once(redis: ArqRedis) -> None:
     async with asyncio.timeout(0.8):
         while not (await scripts.claim(1)).jobs:
             pass
+
+
+async def test_a_lapsed_lease_is_not_hidden_by_one_that_a_stock_worker_took(redis: ArqRedis) -> None:
+    first, second, _ = [await enqueue(redis, "echo", _job_id=job_id) for job_id in "abc"]
+    await scripts_of(redis).claim(2)
+    await redis.delete(keys.IN_PROGRESS + second.job_id)
+    await redis.set(keys.IN_PROGRESS + first.job_id, b"1", px=60_000)
+    await redis.zadd(keys.leases(QUEUE), {first.job_id: 1, second.job_id: 2})
+    (claim,) = (await scripts_of(redis).claim(1)).jobs
+    assert (claim.lease.job_id, claim.lapsed, claim.tries) == (second.job_id, True, 2)
 
 
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:

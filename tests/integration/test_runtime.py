@@ -48,7 +48,7 @@ async def fails_once(ctx: dict[Any, Any]) -> int:
 
 async def asks_again(ctx: dict[Any, Any]) -> int:
     if ctx["job_try"] == 1:
-        raise Retry(defer=0.5)
+        raise Retry(defer=1)
     return int(ctx["job_try"])
 
 
@@ -188,7 +188,7 @@ async def test_arq_retry_waits_as_long_as_it_asks(redis: ArqRedis, make_worker: 
     worker = make_worker()
     await drain(worker)
     assert await job.status() == JobStatus.deferred
-    await asyncio.sleep(0.55)
+    await asyncio.sleep(1.05)
     await drain(make_worker())
     assert await job.result(timeout=1) == 2
 

@@ -81,6 +81,10 @@ class Settlement(NamedTuple):
     last: bytes | int | str
 
 
+def _flat(leases: Iterable[Lease]) -> list[str]:
+    return [field for lease in leases for field in (lease.job_id, lease.token)]
+
+
 class Scripts:
     """Runs the scripts for one worker.
 
@@ -152,7 +156,7 @@ class Scripts:
 
     async def renew(self, leases: Iterable[Lease]) -> list[Lease]:
         """Renew leases; return copies of those that are lost."""
-        flat = [field for lease in leases for field in (lease.job_id, lease.token)]
+        flat = _flat(leases)
         if not flat:
             return []
         lost = await self._renew(
@@ -161,11 +165,11 @@ class Scripts:
         )
         return [Lease(job_id.decode(), token.decode()) for job_id, token in lost]
 
-    async def recall(self, known: Iterable[str]) -> int:
-        """Give back the claims whose reply was lost, which are all but those of these ids; return how many."""
+    async def recall(self, known: Iterable[Lease]) -> int:
+        """Give back the claims whose reply was lost, which are all but those of these leases; return how many."""
         recalled: int = await self._recall(
             keys=[self._queue, keys.leases(self._queue), keys.fence(self._name)],
-            args=[self._claims + 1, KEEP_FENCE_S, f"{self._name}:", keys.IN_PROGRESS, *known],
+            args=[self._claims + 1, KEEP_FENCE_S, f"{self._name}:", keys.IN_PROGRESS, *_flat(known)],
         )
         return recalled
 

@@ -247,7 +247,7 @@ class Worker(JobRunner):
     async def _return(self, away_s: float) -> None:
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
         self._lose(await self._scripts.renew(self._leases()))
-        await self._scripts.recall(self._runs)
+        await self._scripts.recall([run.claim.lease for run in self._runs.values()])
         if away_s > self.lease_s / 2:
             await asyncio.sleep(OTHERS_FIRST_S)
 
@@ -367,12 +367,10 @@ class Worker(JobRunner):
                 run.interrupt(Cause.LOST)
 
     async def _interrupt_aborted(self) -> None:
-        asked = {job_id.decode() for job_id in await self.pool.zrange(keys.ABORT, 0, -1)}
-        if ours := asked & self.tasks.keys():
-            for job_id in ours:
-                if run := self._runs.get(job_id):
-                    run.interrupt(Cause.ABORT)
-            await self.pool.zrem(keys.ABORT, *ours)
+        for job_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
+            # An older request was for a job that had this id before.
+            if (run := self._runs.get(job_id.decode())) and asked_ms >= run.job.enqueued_ms:
+                run.interrupt(Cause.ABORT)
 
     async def _pulse(self) -> None:
         while not cancelled():

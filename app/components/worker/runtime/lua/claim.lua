@@ -126,8 +126,7 @@ if #ids > 0 then
       tries, has_lapsed = tries + 1, 1
     end
     if aborts then
-      asked = redis.call('ZSCORE', abort, id)
-      redis.call('ZREM', abort, id)
+      asked = redis.call('ZSCORE', abort, id) -- it stays until the job's end is stored: our reply may be lost
     end
     reply[at + 1], reply[at + 2], reply[at + 3] = id, due_at[i], tries
     reply[at + 4], reply[at + 5], reply[at + 6] = has_lapsed, asked, found[2 * i - 1]

@@ -11,7 +11,7 @@
   ARGV[2]  seconds to keep the fence
   ARGV[3]  what our tokens begin with
   ARGV[4]  prefix of in-progress keys
-  and the ids of the jobs we know of
+  and for each job we know of: ARGV[n] its id, ARGV[n + 1] the token of its lease
 
   Returns how many it gave back.
 ]]
@@ -21,12 +21,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known, ours, recalled = {}, ARGV[3], 0
 
 redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2])
-for n = 5, #ARGV do
-  known[ARGV[n]] = true
+for n = 5, #ARGV, 2 do
+  known[ARGV[n]] = ARGV[n + 1]
 end
 for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
   local mark = ARGV[4] .. id
-  if not known[id] and string.sub(redis.call('GET', mark) or '', 1, #ours) == ours then
+  local holder = redis.call('GET', mark) or ''
+  if holder ~= known[id] and string.sub(holder, 1, #ours) == ours then
     redis.call('UNLINK', mark)
     redis.call('ZREM', leases, id)
     redis.call('ZADD', queue, 'XX', now, id)
