@@ -1,4 +1,4 @@
-"""This repository's worker."""
+"""This repository's worker, and its own producer; a stock arq producer takes three round trips in place of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from benchmarks.peers.arq import Arq
 
 class Aegis(Arq):
     worker_class = Worker
+
+    async def enqueue(self, task: str, *args: float) -> None:
+        await enqueue_many(self.redis, [NewJob(task, args)])
 
     async def enqueue_noops(self, count: int) -> None:
         await enqueue_many(self.redis, (NewJob("noop") for _ in range(count)))
