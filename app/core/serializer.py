@@ -22,6 +22,7 @@ import json
 import pickle
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from asyncio import CancelledError
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
@@ -220,13 +221,14 @@ _INT64 = 1 << 63
 _STR = frozenset({str})
 
 
-class _Values:
+class _Values(ABC):
     """A format that carries values: it knows some types, and the others are tagged."""
 
     known: frozenset[type] = frozenset()
 
+    @abstractmethod
     def _tagged(self, tag: str, parts: Any) -> Any:
-        raise NotImplementedError
+        """Return what stands for a value of no known type."""
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
         """Return a job or a result made of nothing but what the format knows.
