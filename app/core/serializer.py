@@ -197,6 +197,14 @@ def _loaded_class(module_name: str, qualified_name: str) -> type | None:
 
 # -- formats ---------------------------------------------------------------------------------------------------------
 
+
+def _iso(value: datetime | time) -> str:
+    offset = value.utcoffset()
+    if offset and abs(offset) < timedelta(seconds=1):  # CPython reads it as none
+        raise PayloadError(f"{value!r} cannot be carried: its offset is less than a second")
+    return value.isoformat()
+
+
 #: For each type that a format may lack: what it is taken apart into, and how it is put together. The order is the wire
 #: format's. Nothing here allocates more than in proportion to what it is given: `bytes(10**12)`, say, would.
 _PARTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -207,9 +215,9 @@ _PARTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     int: (hex, lambda text: int(text, 16)),  # unlike decimals, in linear time
     float: (repr, float),
     bytes: (lambda value: b64encode(value).decode(), lambda text: b64decode(text, validate=True)),
-    datetime: (datetime.isoformat, datetime.fromisoformat),
+    datetime: (_iso, datetime.fromisoformat),
     date: (date.isoformat, date.fromisoformat),
-    time: (time.isoformat, time.fromisoformat),
+    time: (_iso, time.fromisoformat),
     timedelta: (lambda value: [value.days, value.seconds, value.microseconds], lambda parts: timedelta(*parts)),
     UUID: (str, UUID),
     Decimal: (str, Decimal),
