@@ -1,7 +1,8 @@
 """Everything for a host without a network in one file: the checkout, the images, and the digests of both.
 
-A bundle is a tar of ``manifest.json``, the checkout's files in a folder, and ``images.tar`` as the last, so that the
-engine can read it out of the bundle itself. Secrets are not in it: the host makes its own.
+A bundle is a tar of ``SHA256SUMS``, over all that follows, ``manifest.json``, the checkout's files in a folder, and
+``images.tar`` as the last, so that the engine can read it out of the bundle itself. Secrets are not in it: the host
+makes its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import io
 import json
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -26,18 +26,19 @@ from .stack import Stack, say
 FOLDER = "aegis-worker"
 IMAGES = "images.tar"
 MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+PLATFORM = ["docker", "version", "--format", "{{.Server.Os}}/{{.Server.Arch}}"]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds."""
+    """What a bundle is for and has."""
 
     environment: str
     version: str
     platform: str  #: of the images, such as linux/amd64
     images: dict[str, list[str]]  #: the digests of each one's layers, which are the same in every engine
     variables: dict[str, str]  #: what the machine that made it had changed of the environment
-    parts: dict[str, str]  #: each file in the bundle, with its SHA-256
 
 
 def write(stack: Stack, options: argparse.Namespace) -> int:
@@ -52,9 +53,7 @@ def write(stack: Stack, options: argparse.Namespace) -> int:
     path.parent.mkdir(exist_ok=True)
     images = _images(stack)
     if digests := [image for image in images if "@" in image]:
-        raise ConfigurationError(
-            f"{digests[0]}: an engine that loads an image forgets such a digest; name it by its tag"
-        )
+        raise ConfigurationError(f"{digests[0]}: an engine that loads it forgets the digest, so name it by its tag")
     # Beside the file, since it may be the one place with room for it; what is half written goes with the folder.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bundle-") as scratch:
         archive = Path(scratch) / IMAGES
@@ -76,7 +75,7 @@ def load(stack: Stack, options: argparse.Namespace) -> int:
     if manifest.environment != stack.name:
         again = f"make load FILE={options.file} ENV={manifest.environment}"
         raise ConfigurationError(f"{path.name} is for ENV={manifest.environment}: `{again}`")
-    here = stack.output(["docker", "version", "--format", "{{.Server.Os}}/{{.Server.Arch}}"]).strip()
+    here = stack.output(PLATFORM).strip()
     if here != manifest.platform:
         raise ConfigurationError(f"{path.name} has images for {manifest.platform}; this engine runs {here}")
     variables = {**manifest.variables, **_local(stack), "APP_VERSION": manifest.version}
@@ -107,55 +106,56 @@ def check(path: Path) -> tuple[Manifest, int]:
 
     Raises ``ConfigurationError`` where it is none, or where a part is missing, too much or not as it was written.
     """
+    found: dict[str, str] = {}
+    text, offset = b"", 0
     try:
         with tarfile.open(path, "r:") as tar:
-            manifest = _parse(tar)
-            sums: dict[str, str] = {}
-            offset = 0
+            expected = _sums(tar)
             for entry in tar:
-                if (file := tar.extractfile(entry)) and entry.name != MANIFEST:
-                    sums[entry.name], offset = _digest(file), entry.offset_data
+                if entry.name != SUMS and (file := tar.extractfile(entry)):
+                    if entry.name == MANIFEST:
+                        text = file.read()
+                        file.seek(0)
+                    found[entry.name], offset = _digest(file), entry.offset_data
+        if found != expected:
+            bad = min(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+            raise ValueError(f"{bad} is not as it was written")
+        return Manifest(**json.loads(text)), offset
     except FileNotFoundError:
         raise ConfigurationError(f"FILE={path}: there is no such file") from None
     except (OSError, tarfile.TarError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{path.name} is no bundle, or damaged ({error}): nothing was loaded") from error
-    if sums != manifest.parts:
-        bad = sorted(name for name in sums.keys() | manifest.parts if sums.get(name) != manifest.parts.get(name))
-        raise ConfigurationError(
-            f"{path.name} is damaged: {bad[0]} is not as it was written; nothing was loaded, copy the file again"
-        )
-    return manifest, offset
 
 
-def _parse(tar: tarfile.TarFile) -> Manifest:
+def _sums(tar: tarfile.TarFile) -> dict[str, str]:
     first = tar.next()
-    if first is None or first.name != MANIFEST or (file := tar.extractfile(first)) is None:
-        raise ValueError(f"it does not begin with {MANIFEST}")
-    return Manifest(**json.load(file))
+    if first is None or first.name != SUMS or (file := tar.extractfile(first)) is None:
+        raise ValueError(f"it does not begin with {SUMS}")
+    lines = file.read().decode().splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _write(stack: Stack, path: Path, archive: Path, images: list[str]) -> None:
-    files = {f"{FOLDER}/{file}": ROOT / file for file in sorted(_checkout(stack))} | {IMAGES: archive}
     manifest = Manifest(
         environment=stack.name,
         version=stack.version,
-        platform=stack.output(["docker", "version", "--format", "{{.Server.Os}}/{{.Server.Arch}}"]).strip(),
+        platform=stack.output(PLATFORM).strip(),
         images={image: _layers(stack, image) for image in images},
         variables=_local(stack),
-        parts={name: _digest(file.open("rb")) for name, file in files.items()},
     )
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-            text = json.dumps(asdict(manifest), indent=1).encode()
-            head = tarfile.TarInfo(MANIFEST)
-            head.size, head.mtime = len(text), int(time.time())
-            tar.addfile(head, io.BytesIO(text))
-            for name, file in files.items():
-                tar.add(file, name, filter=_anonymous)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    (described := archive.with_name(MANIFEST)).write_text(json.dumps(asdict(manifest), indent=1))
+    files = {
+        MANIFEST: described,
+        **{f"{FOLDER}/{file}": ROOT / file for file in sorted(_checkout(stack))},
+        IMAGES: archive,
+    }
+    sums = archive.with_name(SUMS)
+    sums.write_text("".join(f"{_digest(file.open('rb'))}  {name}\n" for name, file in files.items()))
+    bundle = archive.with_name("bundle.tar")
+    with tarfile.open(bundle, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, file in {SUMS: sums, **files}.items():
+            tar.add(file, name, filter=_anonymous)
+    bundle.replace(path)
 
 
 def _checkout(stack: Stack) -> Iterator[str]:
