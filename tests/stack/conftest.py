@@ -19,6 +19,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from ops import commands
 from tests.conftest import copy_checkout, free_port
 
 
@@ -57,6 +58,11 @@ class Stack:
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()
+
+    def replicas(self, service: str) -> list[str]:
+        """The service's containers, without those of ``docker compose run``."""
+        argv = [*commands.list_containers(self.project), "--filter", f"label=com.docker.compose.service={service}"]
+        return sorted(self.run(*argv).stdout.split())
 
     def container(self, service: str) -> str:
         (only,) = self.containers(service)
