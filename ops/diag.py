@@ -25,6 +25,7 @@ from .stack import Stack, is_worker, say
 
 WITHIN_S = 20  #: seconds that a source has
 LOG_LINES = 500
+VERSION = ["docker", "version"]
 EVENTS_S = 7 * 86400
 _ACL_HASH = re.compile(r"#[0-9a-f]{64}")
 
@@ -62,28 +63,41 @@ def write(stack: Stack, _: argparse.Namespace) -> int:
 
 
 def sources(stack: Stack) -> Iterator[Source]:
-    """Give what is asked, of the stack and of the machine."""
+    """Give what is asked: of the checkout, of the machine and, where there is an engine that answers, of the stack."""
     yield Source("version.txt", ["git", "describe", "--always", "--dirty", "--tags"])
     yield Source("changes.txt", ["git", "status", "--short"])
     yield Source("config.json", commands.compose(stack.environment, "config", "--format", "json"))
+    yield Source("machine/system.txt", ["uname", "-a"])
+    yield Source("machine/disk.txt", ["df", "-h"])
+    yield Source("machine/memory.txt", ["free", "-m"])
+    yield Source("machine/cgroup.txt", ["stat", "--file-system", "/sys/fs/cgroup"])
+    yield Source("docker/compose.txt", ["docker", "compose", "version"])
+    yield Source("docker/version.txt", VERSION)
+    if _answers(stack):
+        yield Source("docker/info.txt", ["docker", "info"])
+        yield Source("docker/disk.txt", ["docker", "system", "df"])
+        yield Source("docker/images.txt", ["docker", "images", "--no-trunc", "--digests"])
+        yield from _of_containers(stack)
+        yield from _of_services(stack)
+
+
+def _of_containers(stack: Stack) -> Iterator[Source]:
     yield Source("ps.txt", commands.compose(stack.environment, "--profile", "*", "ps", "--all"))
-    label = f"label=com.docker.compose.project={stack.project}"
     for kind in commands.KINDS:
         if ids := _words(stack, commands.list_all(kind, stack.project)):
             yield Source(f"docker/{kind}s.json", ["docker", kind, "inspect", *ids])
-    containers = _words(stack, ["docker", "ps", "--all", "--format={{.Names}}", "--filter", label])
-    for name in containers:
+    label = f"label=com.docker.compose.project={stack.project}"
+    names = _words(stack, ["docker", "ps", "--all", "--format={{.Names}}", "--filter", label])
+    for name in names:
         yield Source(f"logs/{name}.txt", ["docker", "logs", "--timestamps", f"--tail={LOG_LINES}", name])
-    if containers:
-        yield Source("docker/stats.txt", ["docker", "stats", "--no-stream", *containers])
-    yield Source("docker/images.txt", ["docker", "images", "--no-trunc", "--digests"])
-    yield Source("docker/info.txt", ["docker", "info"])
-    yield Source("docker/version.txt", ["docker", "version"])
-    yield Source("docker/compose.txt", ["docker", "compose", "version"])
-    yield Source("docker/disk.txt", ["docker", "system", "df"])
+    if names:
+        yield Source("docker/stats.txt", ["docker", "stats", "--no-stream", *names])
+
+
+def _of_services(stack: Stack) -> Iterator[Source]:
     running = _words(stack, commands.compose(stack.environment, "ps", "--services"))
     if any(map(is_worker, running)):
-        yield Source("health.json", inside.app_argv(stack, ["health", "status", "--json"], terminal=False))
+        yield Source("health.json", inside.app_command(stack, ["health", "status", "--json"], terminal=False))
     if "redis" in running:
         for file, arguments, made in (
             ("info.txt", ["info", "everything"], str),
@@ -92,10 +106,6 @@ def sources(stack: Stack) -> Iterator[Source]:
             ("slowlog.json", ["--json", "slowlog", "get", "128"], _without_arguments),
         ):
             yield Source(f"redis/{file}", commands.redis_cli(stack.environment, arguments, terminal=False), made)
-    yield Source("machine/system.txt", ["uname", "-a"])
-    yield Source("machine/disk.txt", ["df", "-h"])
-    yield Source("machine/memory.txt", ["free", "-m"])
-    yield Source("machine/cgroup.txt", ["stat", "--file-system", "/sys/fs/cgroup"])
 
 
 def leaks(archive: Path, redactor: Redactor) -> list[str]:
@@ -161,8 +171,15 @@ def _ask(stack: Stack, argv: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def _answers(stack: Stack) -> bool:
+    """Whether there is an engine to ask more of: each question to one that hangs would take its time."""
+    return _ask(stack, VERSION)[0] == 0
+
+
 def _events(stack: Stack) -> str:
     try:
+        if not _answers(stack):
+            raise ConfigurationError("no Docker engine answers")
         return "".join(f"{event}\n" for event in events.gather(stack, time.time() - EVENTS_S))
     except (ConfigurationError, OSError, ValueError) as error:
         return f"{error}\n"

@@ -12,11 +12,11 @@ from .stack import Stack, is_worker
 
 
 def app(stack: Stack, options: argparse.Namespace) -> int:
-    return stack.run(app_argv(stack, options.arguments, terminal=sys.stdin.isatty()))
+    return stack.run(app_command(stack, options.arguments, terminal=sys.stdin.isatty()))
 
 
-def app_argv(stack: Stack, arguments: Sequence[str], *, terminal: bool) -> list[str]:
-    """Return what runs a command of the app in a worker, for all queues. Raises ``ConfigurationError`` without one."""
+def app_command(stack: Stack, arguments: Sequence[str], *, terminal: bool) -> list[str]:
+    """``aegis-worker`` in a worker that is up, for all queues that the stack serves."""
     workers = [name for name in stack.services() if is_worker(name)]
     running = [name for name in stack.running() if name in workers]
     if not running:

@@ -67,12 +67,12 @@ def destroy(stack: Stack, options: argparse.Namespace) -> int:
 
 def _inventory(stack: Stack, there: Mapping[str, Sequence[str]]) -> str:
     """Say what there is, for a person who is about to delete it."""
-    sizes = {}
-    if there["volume"]:
-        listed = json.loads(stack.output(["docker", "system", "df", "--verbose", "--format", "{{json .Volumes}}"]))
-        sizes = {volume["Name"]: volume["Size"] for volume in listed}
+    # The engine refuses to measure for two at a time.
+    measured = stack.ask(["docker", "system", "df", "--verbose", "--format", "{{json .Volumes}}"])
+    volumes = [] if measured.returncode else json.loads(measured.stdout)
+    sizes = {volume["Name"]: volume["Size"] for volume in volumes}
     lines = [f"ENV={stack.name}, project {stack.project}: {len(there['container'])} containers, all data:"]
-    lines += [f"  volume {name}, {sizes.get(name, '?')}" for name in there["volume"]]
+    lines += [f"  volume {name}, {sizes.get(name, 'of unknown size')}" for name in there["volume"]]
     if "redis" in stack.running():
         keyspace = stack.ask(commands.redis_cli(stack.environment, ["info", "keyspace"], terminal=False)).stdout
         lines.append(f"  {sum(map(int, re.findall(r'keys=([0-9]+)', keyspace)))} keys in Redis")
@@ -101,14 +101,19 @@ def scale(stack: Stack, options: argparse.Namespace) -> int:
     service, variable = commands.replicas_variable(options.queue)
     if not options.replicas.isdigit():
         raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
-    services = stack.services()
-    if service not in services:
-        there = ", ".join(sorted(filter(is_worker, services)))
-        hint = " (a queue has a service of its own with compose/queues.yml in COMPOSE_FILE)" if options.queue else ""
-        raise ConfigurationError(f"there is no service {service} in ENV={stack.name}, but: {there}{hint}")
+    check_service(stack, service)
     if not options.force:
         capacity.check(stack.given(**{variable: options.replicas}))
     return set_replicas(stack, options.queue, int(options.replicas))
+
+
+def check_service(stack: Stack, service: str) -> None:
+    """Raise ``ConfigurationError`` where the stack has no service of that name."""
+    services = stack.services()
+    if service not in services:
+        there = ", ".join(sorted(filter(is_worker, services)))
+        hint = "" if service == "worker" else " (a queue has one with compose/queues.yml in COMPOSE_FILE)"
+        raise ConfigurationError(f"there is no service {service} in ENV={stack.name}, but: {there}{hint}")
 
 
 def set_replicas(stack: Stack, queue: str | None, replicas: int) -> int:

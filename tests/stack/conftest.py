@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from ops import commands
 from tests.conftest import copy_checkout, free_port
 
 
@@ -57,6 +59,11 @@ class Stack:
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()
 
+    def replicas(self, service: str) -> list[str]:
+        """The service's containers, without those of ``docker compose run``."""
+        argv = [*commands.list_containers(self.project), "--filter", f"label=com.docker.compose.service={service}"]
+        return sorted(self.run(*argv).stdout.split())
+
     def container(self, service: str) -> str:
         (only,) = self.containers(service)
         return only
@@ -91,6 +98,15 @@ def inspect(container: str) -> dict[str, Any]:
     (facts,) = json.loads(subprocess.run(["docker", "inspect", container], capture_output=True, text=True).stdout)
     assert isinstance(facts, dict)
     return facts
+
+
+def eventually(check: Callable[[], object], within_s: float = 30) -> None:
+    """Wait until a check holds; say what it last was when it does not."""
+    deadline = time.monotonic() + within_s
+    while not (last := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {within_s} s: {last!r}")
+        time.sleep(0.2)
 
 
 MakeStack = Callable[..., Stack]

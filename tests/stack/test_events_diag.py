@@ -214,6 +214,7 @@ def test_a_broken_stack_is_told_of_too(stack: Stack, archive: dict[str, str], tm
     stack.run("python3", "-m", "ops", "--env", "prod", "diag", DOCKER_HOST="unix:///nowhere/docker.sock")
     (path,) = archives(stack)
     told = unpacked(path)
-    assert "docker.sock" in told["docker/info.txt"]
+    assert "docker.sock" in told["docker/version.txt"]
+    assert told["events.txt"] == "no Docker engine answers\n"
     assert "env/prod.env" in told
     subprocess.run(["docker", "unpause", stack.container("worker")], check=True, capture_output=True)
