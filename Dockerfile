@@ -1,37 +1,75 @@
 # One small image; `worker`, `load-test`, `health` and the rest of `my-app` are its commands.
-# Any image with Python 3.11 or newer and its venv module will do, also by digest: python:3.13-slim-trixie@sha256:…
+# Any Debian image with Python 3.11 or newer and its venv module will do, also by digest: python:3.13-slim-trixie@sha256:…
+#
+# The same input makes the same layers, bit for bit: what a stage writes gets the time 0 and everybody's permissions, and
+# bytecode is checked against nothing, as no source changes where the image runs. A layer is a folder of its own in the
+# stage that makes it, since a folder that COPY makes by itself has the time of the build.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 # hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS base
+
+# -- the root: Debian and Python, without what a worker does not need -------------------------------------------------
+FROM base AS root
+RUN --mount=type=bind,from=base,target=/base \
+    --mount=type=bind,source=image,target=/image \
+    start=$(date +%s) \
+    && cp -a /base /layer \
+    && PYTHONDONTWRITEBYTECODE=1 python3 /image/trim.py /layer \
+    && echo 'worker:x:10001:' >> /layer/etc/group \
+    && echo 'worker:x:10001:10001:worker:/data:/usr/sbin/nologin' >> /layer/etc/passwd \
+    && install -d -o 10001 -g 10001 /layer/data \
+    && find /layer -perm /6000 -exec chmod ug-s {} + \
+    && find /layer -newermt "@$start" -exec touch --no-dereference --date @0 {} +
+
+# -- dependencies: a layer of their own, since they change less often than the code -----------------------------------
+FROM base AS venv
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
-# Dependencies are a layer of their own: they change less often than the code.
 ARG APP_EXTRA=""
+ENV PYTHONHASHSEED=0
 COPY requirements/ /requirements/
 RUN --mount=type=secret,id=ca_bundle \
     --mount=type=cache,target=/root/.cache/pip \
     if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps --only-binary :all: \
-      --disable-pip-version-check --root-user-action ignore -r "/requirements/${APP_EXTRA:-app}.txt"
-COPY app/ /srv/aegis/app/
-# No file can be written where the image runs, bytecode neither.
-RUN python3 -m compileall -q /srv/aegis/app \
+      --no-compile --report /opt/report.json \
+      --disable-pip-version-check --root-user-action ignore -r "/requirements/${APP_EXTRA:-app}.txt" \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib \
     && for name in aegis-worker my-app; do \
          printf '#!/opt/venv/bin/python\nfrom app.cli import main\nmain()\n' > "/opt/venv/bin/$name"; \
          chmod 755 "/opt/venv/bin/$name"; \
-       done
+       done \
+    && mkdir -p /layer/opt && mv /opt/venv /layer/opt \
+    && find /layer -exec touch --no-dereference --date @0 {} +
 
-# hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE}
-# What installs packages has no use where nothing can be installed. The official image and Debian's keep it in
-# different places.
-RUN rm -rf /usr/local/lib/python3*/ensurepip /usr/local/lib/python3*/site-packages/pip* /usr/local/bin/pip* \
-      /usr/lib/python3*/ensurepip /usr/share/python-wheels \
-    && echo 'worker:x:10001:' >> /etc/group \
-    && echo 'worker:x:10001:10001:worker:/data:/usr/sbin/nologin' >> /etc/passwd \
-    && install -d -o 10001 -g 10001 /data
-COPY --from=build /opt/venv /opt/venv
-COPY --from=build /srv/aegis /srv/aegis
+# -- the bill of materials: of the root and the dependencies, in a stage whose tools stay behind -----------------------
+FROM venv AS sbom
+RUN --mount=type=secret,id=ca_bundle \
+    --mount=type=cache,target=/root/.cache/pip \
+    if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
+    /opt/pip/bin/pip install --quiet --require-hashes --no-deps --only-binary :all: \
+      --disable-pip-version-check --root-user-action ignore -r /requirements/sbom.txt
+COPY image/sbom.py pyproject.toml /
+RUN --mount=type=bind,from=root,source=/layer,target=/mnt \
+    mkdir -p /bill/srv/aegis \
+    && /opt/pip/bin/cyclonedx-py environment --output-reproducible --pyproject /pyproject.toml /layer/opt/venv > /python.json \
+    && python3 /sbom.py /python.json /opt/report.json /mnt > /bill/srv/aegis/sbom.cdx.json \
+    && find /bill -exec touch --no-dereference --date @0 {} +
+
+# -- the code ---------------------------------------------------------------------------------------------------------
+FROM base AS code
+ENV PYTHONHASHSEED=0
+COPY app/ /layer/srv/aegis/app/
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer /layer/srv/aegis/app \
+    && chmod -R u=rwX,go=rX /layer \
+    && find /layer -exec touch --no-dereference --date @0 {} +
+
+# ---------------------------------------------------------------------------------------------------------------------
+FROM scratch
+COPY --from=root /layer /
+COPY --from=venv /layer /
+COPY --from=sbom /bill /
+COPY --from=code /layer /
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/srv/aegis \
     PYTHONUNBUFFERED=1 \
