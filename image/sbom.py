@@ -26,7 +26,7 @@ def main() -> None:
     release = fields((root / "etc/os-release").read_text(), "=")
     stanzas = (root / "var/lib/dpkg/status").read_text().strip().split("\n\n")
     bom["components"] += [debian(fields(stanza, ": "), release["VERSION_ID"].strip('"')) for stanza in stanzas]
-    json.dump(bom, sys.stdout, indent=1, sort_keys=True)
+    print(json.dumps(bom, indent=1, sort_keys=True))
 
 
 def fields(text: str, separator: str) -> dict[str, str]:
