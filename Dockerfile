@@ -1,9 +1,9 @@
 # One small image; `worker`, `load-test`, `health` and the rest of `my-app` are its commands.
-# Any Debian image with Python 3.11 or newer and its venv module will do, also by digest: python:3.13-slim-trixie@sha256:…
+# Any Debian image with Python 3.11 or newer and its venv module will do, also by its digest.
 #
-# The same input makes the same layers, bit for bit: what a stage writes gets the time 0 and everybody's permissions, and
-# bytecode is checked against nothing, as no source changes where the image runs. A layer is a folder of its own in the
-# stage that makes it, since a folder that COPY makes by itself has the time of the build.
+# The same input makes the same layers, bit for bit: what a stage writes gets the time 0 and permissions that do not
+# depend on the checkout's, and bytecode is never checked, as no source changes where the image runs. A stage makes its
+# layer as a tree, /layer, since COPY would give folders that it has to make the time of the build.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 # hadolint ignore=DL3006
@@ -34,7 +34,8 @@ RUN --mount=type=secret,id=ca_bundle \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps --only-binary :all: \
       --no-compile --report /opt/report.json \
       --disable-pip-version-check --root-user-action ignore -r "/requirements/${APP_EXTRA:-app}.txt" \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib \
+    # A package may have files that are not for this Python.
+    && { python3 -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true; } \
     && for name in aegis-worker my-app; do \
          printf '#!/opt/venv/bin/python\nfrom app.cli import main\nmain()\n' > "/opt/venv/bin/$name"; \
          chmod 755 "/opt/venv/bin/$name"; \
@@ -42,7 +43,7 @@ RUN --mount=type=secret,id=ca_bundle \
     && mkdir -p /layer/opt && mv /opt/venv /layer/opt \
     && find /layer -exec touch --no-dereference --date @0 {} +
 
-# -- the bill of materials: of the root and the dependencies, in a stage whose tools stay behind -----------------------
+# -- the bill of materials, of both; its tools stay behind ------------------------------------------------------------
 FROM venv AS sbom
 RUN --mount=type=secret,id=ca_bundle \
     --mount=type=cache,target=/root/.cache/pip \
@@ -52,7 +53,8 @@ RUN --mount=type=secret,id=ca_bundle \
 COPY image/sbom.py pyproject.toml /
 RUN --mount=type=bind,from=root,source=/layer,target=/mnt \
     mkdir -p /bill/srv/aegis \
-    && /opt/pip/bin/cyclonedx-py environment --output-reproducible --pyproject /pyproject.toml /layer/opt/venv > /python.json \
+    && /opt/pip/bin/cyclonedx-py environment --output-reproducible --pyproject /pyproject.toml \
+      --output-file /python.json /layer/opt/venv \
     && python3 /sbom.py /python.json /opt/report.json /mnt > /bill/srv/aegis/sbom.cdx.json \
     && find /bill -exec touch --no-dereference --date @0 {} +
 
@@ -64,7 +66,7 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer /layer
     && chmod -R u=rwX,go=rX /layer \
     && find /layer -exec touch --no-dereference --date @0 {} +
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -- the image --------------------------------------------------------------------------------------------------------
 FROM scratch
 COPY --from=root /layer /
 COPY --from=venv /layer /
@@ -84,8 +86,10 @@ HEALTHCHECK CMD ["sh", "/srv/aegis/app/components/worker/healthcheck.sh"]
 ENTRYPOINT ["aegis-worker"]
 CMD ["worker"]
 # Last, since it changes with every build that is kept.
+ARG PYTHON_IMAGE
 ARG APP_VERSION=dev
 LABEL org.opencontainers.image.title="aegis-worker" \
       org.opencontainers.image.description="arq workers on Redis" \
       org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
       org.opencontainers.image.version="${APP_VERSION}"

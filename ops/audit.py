@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         known = [dependency for dependency in asked if "skip_reason" not in dependency]
         if known:
             return tell(known, [dependency["name"] for dependency in asked if dependency not in known])
-    print("skip  pip-audit: skipped: no advisory service answers")
+    print("skip  pip-audit skipped: no advisory service answers")
     return 0
 
 
