@@ -12,7 +12,7 @@ import pytest
 
 from ops import commands
 from tests.stack import steady
-from tests.stack.conftest import MakeStack, Stack, inspect
+from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
 LATE_S = 2.0
 
@@ -111,6 +111,25 @@ def test_scaling_under_load(stack: Stack) -> None:
         stack.make("scale", "N=1")
     assert len(workers(stack)) == 1
     is_clean(account)
+
+
+def test_replicas_follow_the_load(stack: Stack) -> None:
+    options = ["--target", "1", "--every", "1", "--steady", "4"]
+    command = ["python3", "-m", "ops", "--env", "prod", "autoscale", "1", "3", *options]
+    told = subprocess.Popen(
+        command, cwd=stack.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    try:
+        with steady.load(stack, rate=600) as account:
+            eventually(lambda: len(workers(stack)) > 1, within_s=40)
+        eventually(lambda: len(workers(stack)) == 1, within_s=60)
+    finally:
+        os.killpg(told.pid, signal.SIGINT)
+        said = told.communicate(timeout=30)[1]
+    assert (account.lost, account.again) == (0, 0), account
+    assert told.returncode == 0, said
+    assert "1 → 2 replicas: " in said
+    assert said.rstrip().endswith("stopped: the replicas of worker stay as they are")
 
 
 STEPS = {
