@@ -20,8 +20,9 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases deploy-redis \
-        unlock health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
+.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases \
+        deploy-redis unlock health load-test build sbom digests secrets secrets-rotate certs local test faults lint \
+        bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +84,12 @@ load-test: ## Send load and measure it (ARGS="io" by default, or "cpu -n 1000", 
 
 build: ## Build the images
 	@$(OPS) build
+
+sbom: ## Print the bill of materials of the workers' image, CycloneDX (QUEUE=media for one queue's)
+	@$(OPS) sbom $(if $(QUEUE),--queue '$(QUEUE)')
+
+digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; again to take newer ones
+	@$(OPS) digests
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets

@@ -7,7 +7,20 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from . import autoscale, configuration, credentials, deploy, images, inside, lifecycle, local, lock, releases, secrets
+from . import (
+    autoscale,
+    configuration,
+    credentials,
+    deploy,
+    images,
+    inside,
+    lifecycle,
+    local,
+    lock,
+    releases,
+    secrets,
+    supply,
+)
 from .configuration import ConfigurationError
 from .stack import Stack, say
 
@@ -76,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
     certifying = add("certs", credentials.certs, "make the certificates that are missing, renew and list them")
     certifying.add_argument("--renew", choices=("ca", "server", "client"), help="before its time; ca: all")
+
+    contents = add("sbom", supply.sbom, "print the bill of materials of the workers' image", alone=False)
+    contents.add_argument("--queue", help="of the service of one queue (layer compose/queues.yml)")
+    add("digests", supply.digests, "write down the images by their digests")
 
     add("local", local.serve, "serve without Docker, in the foreground", alone=False, engine=False)
     for name, run, text in (

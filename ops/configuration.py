@@ -155,7 +155,8 @@ def size(text: str) -> int | None:
 def write(file: Path, key: str, value: str) -> None:
     """Set one variable in an env file, in place where it stands, else at its end; other lines stay."""
     lines = file.read_text().splitlines() if file.exists() else ["# What this machine changes of the environment."]
-    kept = [line for line in lines if not line.startswith(f"{key}=")]
+    line = f"{key}={value}"
+    written = [line if each.startswith(f"{key}=") else each for each in lines]
     partial = file.with_suffix(".partial")
-    partial.write_text("\n".join([*kept, f"{key}={value}"]) + "\n")
+    partial.write_text("\n".join([*written, *([] if line in written else [line])]) + "\n")
     partial.replace(file)
