@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     model_config = _CONFIG
 
     ENVIRONMENT: str = Field("development", description="name of the environment, for tasks and queues to read")
+    APP_VERSION: str = Field("dev", description="tag of the image, and the version that `make health` shows")
     APP_ENV: Literal["dev", "prod"] = Field("prod", description="`dev`: the worker restarts when code changes")
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` to read, `json` to collect")
