@@ -193,6 +193,8 @@ def _alone(environment: Environment) -> Iterator[None]:
 
 
 def _passwords(environment: Environment) -> None:
+    for line in secrets.close(environment.secrets):
+        say(line)
     if secrets.ensure(environment.secrets, ACL_TEMPLATE):
         say(f"secrets: made in {environment.secrets.relative_to(ROOT)}/")
 
