@@ -2,24 +2,30 @@
 ENV ?= dev
 N ?=
 QUEUE ?=
+VERSION ?=
+MIN ?= 1
+MAX ?= 5
 ARGS ?=
+# Anything here has a command print what it would run, and change nothing; have `scale` not look at the memory.
+DRY_RUN ?=
+FORCE ?=
 
 # A CA bundle to build behind a proxy that inspects TLS; the host's own by default.
 export CA_BUNDLE ?= $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt) /dev/null)
 export DOCKER_BUILDKIT = 1
 
 # The system's Python will do, as ops needs only its standard library.
-OPS = python3 -m ops --env '$(ENV)'
+OPS = python3 -m ops --env '$(ENV)' $(if $(DRY_RUN),--dry-run)
 PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale health load-test build secrets \
-        secrets-rotate certs local test faults fuzz lint bench lock docs
+.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases deploy-redis \
+        unlock health load-test build secrets secrets-rotate certs local test faults fuzz lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env"
+	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env; DRY_RUN=1 only prints"
 
 engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)
 	@ops/engine.sh
@@ -28,10 +34,10 @@ up: ## Build and start the stack, wait until it is healthy
 	@$(OPS) up
 
 down: ## Stop and remove the containers; data and secrets stay
-	@$(OPS) compose down
+	@$(OPS) down
 
 restart: ## Restart the containers; running jobs are drained
-	@$(OPS) compose restart
+	@$(OPS) restart
 
 ps: ## Containers and their health
 	@$(OPS) compose ps
@@ -49,7 +55,25 @@ redis-cli: ## redis-cli, logged in (ARGS="info memory" for one command)
 	@$(OPS) redis-cli $(ARGS)
 
 scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
-	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)')
+	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force)
+
+autoscale: ## Scale by what waits in the queues, until Ctrl-C: MIN=1 MAX=5 (QUEUE=media)
+	@$(OPS) autoscale '$(MIN)' '$(MAX)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force) $(ARGS)
+
+deploy: ## Replace the workers without a pause: the checkout's commit, or VERSION=1.4.2
+	@$(OPS) deploy $(if $(VERSION),--version '$(VERSION)')
+
+rollback: ## Replace the workers by the version before, or VERSION=…
+	@$(OPS) rollback $(if $(VERSION),--version '$(VERSION)')
+
+releases: ## The versions that were deployed, and which can be rolled back to
+	@$(OPS) releases
+
+deploy-redis: ## Save, then start Redis anew with the image and configuration of now
+	@$(OPS) deploy-redis
+
+unlock: ## Break the lock of a change that hangs
+	@$(OPS) unlock
 
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .certificates import CA, NAMES, SERVER
 from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
+_WAIT = ("--wait", "--wait-timeout", str(HEALTHY_WITHIN_S))
 
 _REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)" exec redis-cli --user admin $REDIS_CLI_TLS "$@"'
 
@@ -18,16 +19,37 @@ def compose(environment: Environment, *arguments: str) -> list[str]:
     return ["docker", "compose", *files, *arguments]
 
 
-def up(environment: Environment) -> list[str]:
-    """Build, create and start everything, and wait until all of it is healthy."""
-    wait = ["--wait", "--wait-timeout", str(HEALTHY_WITHIN_S)]
-    return compose(environment, "up", "--detach", "--build", "--remove-orphans", *wait)
+def up(environment: Environment, *, build: bool) -> list[str]:
+    """Create and start everything, and wait until all of it is healthy; without ``build`` what is missing is built."""
+    return compose(environment, "up", "--detach", *(["--build"] if build else []), "--remove-orphans", *_WAIT)
 
 
-def scale(environment: Environment, service: str) -> list[str]:
-    """Bring one service to the number of replicas that its environment says, and leave those that run alone."""
-    wait = ["--wait", "--wait-timeout", str(HEALTHY_WITHIN_S)]
-    return compose(environment, "up", "--detach", "--no-recreate", "--no-deps", *wait, service)
+def scale(environment: Environment, replicas: Mapping[str, int], *, wait: bool = True) -> list[str]:
+    """Bring services to a number of replicas, and leave those that run alone, whatever they were started with."""
+    numbers = [part for service, number in replicas.items() for part in ("--scale", f"{service}={number}")]
+    options = ["--detach", "--no-recreate", "--no-deps", "--no-build", *(_WAIT if wait else []), *numbers]
+    return compose(environment, "up", *options, *replicas)
+
+
+def recreate(environment: Environment, service: str) -> list[str]:
+    """Start one service anew with what is configured now, and wait until it is healthy."""
+    return compose(environment, "up", "--detach", "--force-recreate", "--no-deps", *_WAIT, service)
+
+
+def stop(containers: Sequence[str], grace_s: int) -> list[str]:
+    """Stop containers, all at a time; one that takes longer than the grace is killed."""
+    return ["docker", "stop", "-t", str(grace_s), *containers]
+
+
+def remove(containers: Sequence[str]) -> list[str]:
+    """Remove containers that have ended."""
+    return ["docker", "rm", *containers]
+
+
+def list_containers(project: str) -> list[str]:
+    """Print the ids of a project's containers, without those of `docker compose run`."""
+    labels = (f"com.docker.compose.project={project}", "com.docker.compose.oneoff=False")
+    return ["docker", "ps", "--all", "--quiet", *(part for label in labels for part in ("--filter", f"label={label}"))]
 
 
 def run_in(
@@ -44,6 +66,11 @@ def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: b
     return run_in(
         environment, "redis", ["sh", "-c", _REDIS_CLI, "redis-cli", "-n", database, *arguments], terminal=terminal
     )
+
+
+def save(environment: Environment) -> list[str]:
+    """Have all data on disk before it returns, as OK."""
+    return redis_cli(environment, ["SAVE"], terminal=False)
 
 
 def set_passwords(environment: Environment, user: str, hashes: Sequence[str]) -> list[str]:

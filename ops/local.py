@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import credentials
 from .configuration import ROOT, ConfigurationError, Environment
 from .secrets import ACL
+from .stack import Stack
 
 FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
@@ -20,8 +23,16 @@ DEFAULT_PORT = 6379
 ENDS = (signal.SIGTERM, signal.SIGHUP)  #: Ctrl-C reaches the workers by itself
 
 
-def run(environment: Environment) -> int:
+def serve(stack: Stack, _: argparse.Namespace) -> int:
     """Serve until Ctrl-C; return the workers' exit code. Data stays in ``.local/`` for the next time."""
+    credentials.passwords(stack)
+    if stack.dry_run:
+        print("# serve on an embedded Valkey, in the foreground")
+        return 0
+    return _serve(stack.environment)
+
+
+def _serve(environment: Environment) -> int:
     port = int(environment.values["REDIS_PORT"] or DEFAULT_PORT)
     if _answers(port):
         raise ConfigurationError(

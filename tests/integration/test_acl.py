@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 
 from app.components.worker.runtime import NewJob, Worker, enqueue_many
 from ops import local, secrets
-from ops.cli import ACL_TEMPLATE
+from ops.credentials import ACL_TEMPLATE
 from tests.conftest import free_port
 from tests.integration.conftest import QUEUE, echo, result
 

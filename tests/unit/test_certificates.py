@@ -13,7 +13,7 @@ from ops import certificates, commands, configuration
 from ops.certificates import CA, CLIENT, DAY_S, NAMES, SERVER, SERVER_NAMES, Certificate
 from ops.configuration import ConfigurationError
 
-NOW = time.time()
+NOW = int(time.time())  # certificates have whole seconds
 
 
 @pytest.fixture

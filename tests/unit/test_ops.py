@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ops import commands, configuration, envfile, secrets
-from ops.cli import ACL_TEMPLATE
 from ops.configuration import ROOT, ConfigurationError
+from ops.credentials import ACL_TEMPLATE
 
 GOOD = """\
 ENV=test
@@ -168,8 +168,17 @@ def test_the_command_lines() -> None:
     if dev.local_file.exists():
         files += ["--env-file", "env/dev.local.env"]
     assert commands.compose(dev, "ps") == ["docker", "compose", *files, "ps"]
-    assert commands.up(dev)[len(files) + 2 :][:3] == ["up", "--detach", "--build"]
-    assert "--no-recreate" in commands.scale(dev, "worker")
+    assert commands.up(dev, build=True)[len(files) + 2 :][:3] == ["up", "--detach", "--build"]
+    assert "--build" not in commands.up(dev, build=False)
+    assert commands.scale(dev, {"worker": 2, "worker-media": 0})[-6:] == [
+        "--scale",
+        "worker=2",
+        "--scale",
+        "worker-media=0",
+        "worker",
+        "worker-media",
+    ]
+    assert "--no-recreate" in commands.scale(dev, {"worker": 2})
     assert commands.run_in(dev, "worker", ["x"], terminal=False, A="1")[-6:] == [
         "exec",
         "-T",

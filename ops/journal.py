@@ -1,0 +1,36 @@
+"""What was done to an environment on this machine: a line for each change, in ``.local/<ENV>.journal``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .configuration import ROOT
+from .lock import user
+
+
+def path(environment: str) -> Path:
+    return ROOT / ".local" / f"{environment}.journal"
+
+
+def write(environment: str, event: str, **facts: Any) -> None:
+    """Add what happened: when, by whom, and what there is to know of it, as JSON data."""
+    line = json.dumps({"at": time.time(), "by": user(), "event": event, **facts})
+    file = path(environment)
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as journal:
+        journal.write(line + "\n")
+
+
+def read(environment: str) -> Iterator[dict[str, Any]]:
+    """Give what happened, in order; a line that was cut short by a crash is left out."""
+    if not path(environment).exists():
+        return
+    for line in path(environment).read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
