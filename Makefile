@@ -21,8 +21,8 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases \
-        deploy-redis unlock health load-test build sbom digests secrets secrets-rotate certs local test faults lint \
-        bench lock docs
+        deploy-redis unlock health load-test build sbom digests secrets secrets-rotate certs local test faults fuzz \
+        lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ test: $(VENV) ## All tests; those of the stack need the engine
 
 faults: $(VENV) ## Workers and Redis killed, paused, cut off: 10,000 jobs a scenario (ARGS="-k redis")
 	@FAULTS_JOBS=$${FAULTS_JOBS:-10000} $(PYTHON) -m pytest tests/faults -s $(ARGS)
+
+fuzz: $(VENV) ## Fuzz the decoder of payloads, guided by its coverage (ARGS="60" seconds for each format)
+	@$(PYTHON) -m tests.fuzz.decoder seconds $(or $(ARGS),60)
 
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh

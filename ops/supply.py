@@ -7,7 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from . import commands, configuration, releases
+from . import commands, configuration, envfile, releases
 from .configuration import ROOT, ConfigurationError, Environment
 from .stack import Stack, say
 
@@ -48,7 +48,7 @@ def digests(stack: Stack, _: argparse.Namespace) -> int:
 def home(environment: Environment, variable: str) -> Path:
     """Return the file that a variable's value comes from, or the environment's own for base.env's, the default."""
     _, *files = environment.files
-    found = [file for file in files if variable in configuration.parse(file.read_text())[0]]
+    found = [file for file in files if variable in envfile.parse(file.read_text())[0]]
     return found[-1] if found else files[0]
 
 

@@ -147,6 +147,9 @@ class Settings(BaseSettings):
         120, description="seconds until one ends its process, to be started anew"
     )
     WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a replica")
+    WORKER_CHECK_URL_PRIVATE: bool = Field(
+        False, description="the task `check_url` may ask hosts that are not public, which producers may not reach"
+    )
     WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder that tasks read and write files in")
 
     @field_validator("WORKER_QUEUES", mode="before")

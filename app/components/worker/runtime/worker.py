@@ -379,9 +379,9 @@ class Worker(JobRunner):
                 run.interrupt(Cause.LOST)
 
     async def _interrupt_aborted(self) -> None:
-        for job_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
+        for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
             # An older request was for a job that had this id before.
-            if (run := self._runs.get(job_id.decode())) and asked_ms >= run.job.enqueued_ms:
+            if (run := self._runs.get(keys.job_id(raw_id))) and asked_ms >= run.job.enqueued_ms:
                 run.interrupt(Cause.ABORT)
 
     async def _pulse(self) -> None:
