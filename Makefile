@@ -19,7 +19,7 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale deploy rollback releases deploy-redis \
-        unlock health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
+        unlock doctor health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ deploy-redis: ## Save, then start Redis anew with the image and configuration of
 
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
+
+doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
+	@$(OPS) doctor $(ARGS)
 
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)
