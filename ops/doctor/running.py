@@ -94,17 +94,14 @@ def drift(facts: Facts) -> Finding | None:
     """Whether each container is what its service is configured to now; names alone, as a value may be a secret."""
     if not facts.containers:
         return None
-    found: dict[str, set[str]] = {}
+    drifted: dict[str, dict[str, None]] = {}
     for each in facts.containers:
         if service := facts.model["services"].get(name := service_of(each)):
-            found.setdefault(name, set()).update(
-                differences(each, name, facts.model, facts.images.get(service["image"]))
-            )
-    drifted = {name: names for name, names in found.items() if names}
-    if drifted:
-        fact = "; ".join(f"{name} differs by {listed(sorted(names))}" for name, names in drifted.items())
-        targets = ["deploy-redis"] if set(drifted) == {"redis"} else ["up"]
-        return warn(fact, f"make {targets[0]} ENV={facts.name}")
+            names = differences(each, name, facts.model, facts.images.get(service["image"]))
+            drifted.setdefault(name, {}).update(dict.fromkeys(names))
+    if any(drifted.values()):
+        fact = "; ".join(f"{name} differs by {listed([*names])}" for name, names in drifted.items() if names)
+        return warn(fact, f"make up ENV={facts.name}")
     return ok("what runs is what is configured")
 
 
