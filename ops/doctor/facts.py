@@ -65,7 +65,9 @@ class Facts:
                 argv, cwd=ROOT, input=stdin, capture_output=True, text=True, check=False, timeout=LIMIT_S
             )
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} does not answer within {LIMIT_S} s")
+            return subprocess.CompletedProcess(
+                argv, 124, "", f"`{' '.join(argv[:2])}` gives no answer within {LIMIT_S} s"
+            )
         except FileNotFoundError:
             return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]} is not installed")
 
@@ -205,12 +207,12 @@ class Facts:
         argv = commands.run_in(self.environment, "redis", ["sh"], terminal=False)
         asked = time.time()
         mend = f"make logs ARGS=redis ENV={self.name}"
-        said = self.output(*argv, mend=mend, stdin=REDIS_SAYS)
+        said = self.ask(*argv, stdin=REDIS_SAYS)
         answered = time.time()
-        info_text, config_text, users_text, *_ = (part.strip() for part in said.split("----\n"))
+        info_text, config_text, users_text, *_ = (part.strip() for part in said.stdout.split("----\n") + [""] * 2)
         info = dict(re.findall(r"^(\w+):(.*?)\r?$", info_text, re.M))
         if "redis_version" not in info:
-            raise Unavailable(fail(f"Redis does not answer as it should: {info_text[:100]}", mend))
+            raise Unavailable(fail(f"Redis does not answer: {info_text or said.stderr.strip()}", mend))
         now = int(info["server_time_usec"]) / 1e6
         lines = config_text.splitlines()
         return {
