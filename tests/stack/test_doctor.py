@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_tls import expire
-from tests.stack.conftest import MakeStack, Stack, inspect
+from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
 Found = dict[str, list[dict[str, str]]]
 
@@ -211,9 +211,8 @@ def broken(stack: Stack, service: str, harm: str, mend: str) -> Iterator[None]:
         yield
     finally:
         docker(mend, stack.container(service))
-        for name in ("redis", "worker"):
-            while inspect(stack.container(name))["State"]["Health"]["Status"] != "healthy":
-                time.sleep(0.1)
+        for container in map(stack.container, ("redis", "worker")):
+            eventually(lambda one=container: inspect(one)["State"]["Health"]["Status"] == "healthy")
 
 
 def test_a_container_that_is_paused(stack: Stack) -> None:
