@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .. import certificates, commands, configuration, inside
 from ..certificates import NAMES, Certificate
@@ -47,8 +47,7 @@ class fact(Generic[T]):
         found = known[self.name]
         if isinstance(found, Exception):
             raise found
-        value: T = found
-        return value
+        return cast(T, found)
 
 
 class Facts:
@@ -65,18 +64,15 @@ class Facts:
                 argv, cwd=ROOT, input=stdin, capture_output=True, text=True, check=False, timeout=LIMIT_S
             )
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(
-                argv, 124, "", f"`{' '.join(argv[:2])}` gives no answer within {LIMIT_S} s"
-            )
+            return subprocess.CompletedProcess(argv, 124, "", f"`{argv[0]}` gives no answer within {LIMIT_S} s")
         except FileNotFoundError:
             return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]} is not installed")
 
-    def output(self, *argv: str, mend: str, stdin: str = "") -> str:
+    def output(self, *argv: str, mend: str) -> str:
         """Return what a command prints. Raises ``Unavailable`` with the last line of what it says where it fails."""
-        done = self.ask(*argv, stdin=stdin)
+        done = self.ask(*argv)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"`{argv[0]}` ended with {done.returncode}"]
-            raise Unavailable(fail(said[-1], mend))
+            raise Unavailable(fail(last_line(done.stderr), mend))
         return done.stdout
 
     # -- the host --------------------------------------------------------------------------------------------------
@@ -119,11 +115,10 @@ class Facts:
         info: dict[str, Any] = json.loads(done.stdout or "{}")
         if info.get("ServerVersion"):
             return info
-        said = (done.stderr.strip() or str(info.get("ServerErrors"))).splitlines()[-1]
+        said = last_line(done.stderr or str(info.get("ServerErrors")))
         if "permission denied" in said:
-            raise Unavailable(
-                fail("you may not talk to the engine", "sudo usermod -aG docker $USER; then log in again")
-            )
+            mend = "sudo usermod -aG docker $USER; then log in again"
+            raise Unavailable(fail("you may not talk to the engine", mend))
         raise Unavailable(fail(f"no engine answers: {said}", "make engine"))
 
     # -- the environment -------------------------------------------------------------------------------------------
@@ -152,7 +147,7 @@ class Facts:
     def images(self) -> dict[str, dict[str, Any]]:
         """What the engine knows of the services' images, by the names that the configuration has for them."""
         _ = self.engine
-        names = sorted({service["image"] for service in self.model["services"].values()})
+        names = sorted({service["image"] for service in self.model["services"].values() if "image" in service})
         asked = {name: self.ask("docker", "image", "inspect", name) for name in names}
         return {name: json.loads(done.stdout)[0] for name, done in asked.items() if done.returncode == 0}
 
@@ -175,7 +170,7 @@ class Facts:
         try:
             found = {name: certificates.read(self.secrets, name, openssl) for name in NAMES}
         except ConfigurationError as error:
-            raise Unavailable(fail(str(error), f"make certs ENV={self.name}")) from None
+            raise Unavailable(fail(last_line(str(error)), f"make certs ENV={self.name}")) from None
         if missing := [name for name, certificate in found.items() if certificate is None]:
             raise Unavailable(fail(f"missing: {', '.join(missing)}", f"make certs ENV={self.name}"))
         return {name: certificate for name, certificate in found.items() if certificate}
@@ -212,7 +207,7 @@ class Facts:
         info_text, config_text, users_text, *_ = (part.strip() for part in said.stdout.split("----\n") + [""] * 2)
         info = dict(re.findall(r"^(\w+):(.*?)\r?$", info_text, re.M))
         if "redis_version" not in info:
-            raise Unavailable(fail(f"Redis does not answer: {info_text or said.stderr.strip()}", mend))
+            raise Unavailable(fail(f"Redis does not answer: {last_line(info_text or said.stderr)}", mend))
         now = int(info["server_time_usec"]) / 1e6
         lines = config_text.splitlines()
         return {
@@ -225,17 +220,20 @@ class Facts:
     @fact
     def queues(self) -> list[dict[str, Any]] | None:
         """How the queues stand, as ``my-app health status`` has it; None where nobody can be asked."""
-        if not self.redis or not any(self.runs(name) for name in self.workers):
+        running = [name for name in self.workers if self.runs(name)] if self.redis else []
+        if not running:
             return None
-        worker = next(name for name in self.workers if self.runs(name))
         queues = inside.served(self.environment, self.workers)
         command = ["aegis-worker", "health", "status", "--json"]
-        done = self.ask(*commands.run_in(self.environment, worker, command, terminal=False, WORKER_QUEUES=queues))
+        done = self.ask(*commands.run_in(self.environment, running[0], command, terminal=False, WORKER_QUEUES=queues))
         if not done.stdout.startswith("{"):
-            said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-            raise Unavailable(warn(f"a worker cannot tell: {said}", f"make health ENV={self.name}"))
+            raise Unavailable(warn(f"a worker cannot tell: {last_line(done.stderr)}", f"make health ENV={self.name}"))
         found: list[dict[str, Any]] = json.loads(done.stdout)["queues"]
         return found
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no answer"])[-1]
 
 
 def name_of(container: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import configuration
+from .. import capacity, configuration, inside
 from ..secrets import ACL
+from ..stack import is_worker
 from .facts import Facts, hashes
 from .finding import Finding, fail, ok, warn
 from .rules import redis_settings
@@ -70,7 +71,7 @@ def connections(facts: Facts) -> Finding | None:
 
 
 def redis_configuration(facts: Facts) -> Finding | None:
-    """Whether Redis runs with its file and arguments of now: the file may have been edited since it started."""
+    """Whether Redis runs with its file and arguments of now; names alone, as a value may be a secret."""
     wanted = redis_settings(facts)
     if facts.redis is None or wanted is None:
         return None
@@ -78,8 +79,7 @@ def redis_configuration(facts: Facts) -> Finding | None:
     # Files are named by paths of the container.
     other = [name for name, value in wanted.items() if name in live and canonical(value) != canonical(live[name])]
     if other:
-        fact = ", ".join(f"{name} is {live[name] or 'unset'}, not {wanted[name]}" for name in sorted(other))
-        return warn(fact, f"make deploy-redis ENV={facts.name}")
+        return warn(f"Redis runs with another {', '.join(sorted(other))}", f"make deploy-redis ENV={facts.name}")
     return ok(f"{len(wanted)} settings are as configured")
 
 
@@ -101,7 +101,14 @@ def redis_users(facts: Facts) -> Finding | None:
 def served(facts: Facts) -> Finding | None:
     if facts.queues is None:
         return None
-    counts = {each["queue"]: sum(replica["alive"] for replica in each["replicas"]) for each in facts.queues}
+    # A service that is to have no replica is told of by the jobs that wait for it.
+    services = [need.service for need in capacity.needs(facts.model) if is_worker(need.service) and need.replicas]
+    wanted = inside.served(facts.environment, services).split(",")
+    counts = {
+        each["queue"]: sum(replica["alive"] for replica in each["replicas"])
+        for each in facts.queues
+        if each["queue"] in wanted
+    }
     if idle := [name for name, count in counts.items() if not count]:
         waiting = sum(each["due"] for each in facts.queues if each["queue"] in idle)
         return fail(f"no replica serves {', '.join(idle)}; {waiting} jobs wait", f"make logs ENV={facts.name}")

@@ -16,7 +16,7 @@ from .finding import Finding, fail, ok, warn
 
 REDIS_CONF = "redis/redis.conf"
 LOOPBACK = ("127.0.0.1", "::1")
-_SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|_KEY$")
+_SECRET = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|_KEY)$")
 _LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _UNITS_S = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
 

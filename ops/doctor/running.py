@@ -97,7 +97,7 @@ def drift(facts: Facts) -> Finding | None:
     drifted: dict[str, dict[str, None]] = {}
     for each in facts.containers:
         if service := facts.model["services"].get(name := service_of(each)):
-            names = differences(each, name, facts.model, facts.images.get(service["image"]))
+            names = differences(each, name, facts.model, facts.images.get(service.get("image", "")))
             drifted.setdefault(name, {}).update(dict.fromkeys(names))
     if any(drifted.values()):
         fact = "; ".join(f"{name} differs by {listed([*names])}" for name, names in drifted.items() if names)

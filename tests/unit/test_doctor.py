@@ -133,7 +133,13 @@ QUEUE: dict[str, Any] = {
     "paused": False,
     "replicas": [{"alive": True, "max_jobs": 15}, {"alive": False}],
 }
-VALUES = {"APP_ENV": "prod", "COMPOSE_FILE": "compose/base.yml", "REDIS_MAX_CONNECTIONS": "100", "REDIS_TLS_NAMES": ""}
+VALUES = {
+    "APP_ENV": "prod",
+    "COMPOSE_FILE": "compose/base.yml",
+    "REDIS_MAX_CONNECTIONS": "100",
+    "WORKER_QUEUES": "system",
+    "REDIS_TLS_NAMES": "",
+}
 
 
 def with_(base: Any, value: Any, *path: Any) -> Any:
@@ -294,11 +300,12 @@ PULLED = {"redis:8": {"Config": {"Labels": None}, "RepoDigests": ["redis@sha256:
         case(queues.connections, "warn", "7 of 8", redis=redis(maxclients="8")),
         case(queues.redis_configuration, "ok", "as configured"),
         case(
-            queues.redis_configuration, "warn", "maxmemory-policy is allkeys-lru, not noeviction",
+            queues.redis_configuration, "warn", "another maxmemory-policy",
             redis=with_(REDIS, "allkeys-lru", "config", "maxmemory-policy"),
         ),
         case(queues.served, "ok", "system by 1"),
         case(queues.served, "fail", "no replica serves system; 3 jobs wait", queues=queue(replicas=[], due=3)),
+        case(queues.served, "ok", "system by 1", queues=[QUEUE, QUEUE | {"queue": "media", "replicas": []}]),
         case(queues.backlog, "ok", "system 0 due"),
         case(queues.backlog, "warn", "system 5 jobs, 90 s", queues=queue(due=5, oldest_due_s=90.2)),
         case(queues.backlog, "warn", "paused: system", queues=queue(paused=True)),
@@ -461,7 +468,7 @@ def test_a_name_that_the_certificate_lacks(folder: Path) -> None:
 def test_secrets_have_no_place_in_env_files(tmp_path: Path) -> None:
     file = tmp_path / "test.env"
     given = facts(environment=Environment("test", (file,), VALUES))
-    file.write_text("API_TOKEN=\nREDIS_URL=redis://redis:6379\nREDIS_SSL_KEYFILE=/x.key\n")
+    file.write_text("API_TOKEN=\nTOKEN_DAYS=3\nREDIS_URL=redis://redis:6379\nREDIS_SSL_KEYFILE=/x.key\n")
     assert rules.secrets_in_env_files(given).status == "ok"
     file.write_text("API_TOKEN=hush\nREDIS_URL=redis://me:hush@redis:6379\n")
     finding = rules.secrets_in_env_files(given)
