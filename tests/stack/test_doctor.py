@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +89,7 @@ def test_without_an_engine(bare: Stack) -> None:
 
 
 def test_without_docker(bare: Stack, tmp_path: Path) -> None:
-    python = shutil.which("python3")
-    code, found = doctor(bare, str(python), PATH=str(tmp_path))
+    code, found = doctor(bare, sys.executable, PATH=str(tmp_path))
     assert code == 1
     assert of(found, "fail") == {"engine": "Docker is not installed here"}
     assert "environment" in of(found, "ok")
