@@ -20,9 +20,7 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases \
-        deploy-redis unlock health load-test build sbom digests secrets secrets-rotate certs local test faults fuzz \
-        lint bench lock docs
+.PHONY: $(filter-out $(VENV),$(MAKECMDGOALS)) # no target is a file, but that one
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +73,9 @@ deploy-redis: ## Save, then start Redis anew with the image and configuration of
 
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
+
+doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
+	@$(OPS) doctor $(ARGS)
 
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)
