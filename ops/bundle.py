@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, cast
 
-from . import commands, configuration, lifecycle, releases
+from . import commands, envfile, lifecycle, releases
 from .configuration import ROOT, ConfigurationError
 from .stack import Stack, say
 
@@ -94,7 +94,7 @@ def load(stack: Stack, options: argparse.Namespace) -> int:
     runs = bool(stack.running())
     if not runs:
         for variable, value in variables.items():
-            stack.write(variable, value.replace("$", "$$"))
+            stack.write(variable, envfile.written(value))
     lifecycle.record(stack, "load", version=manifest.version, file=path.name)
     follows = f"make deploy VERSION={manifest.version}" if runs else "make up"
     say(f"{manifest.version} is here; to start it, type: {follows} ENV={stack.name}")
@@ -190,7 +190,7 @@ def _layers(stack: Stack, image: str) -> list[str]:
 
 def _local(stack: Stack) -> dict[str, str]:
     file = stack.environment.local_file
-    return configuration.parse(file.read_text())[0] if file.exists() else {}
+    return envfile.parse(file.read_text())[0] if file.exists() else {}
 
 
 def _digest(file: IO[bytes]) -> str:

@@ -28,7 +28,7 @@ ALONE = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def source(make_stack: MakeStack) -> Iterator[Stack]:
-    yield make_stack("prod", APP_IMAGE=IMAGE, WORKER_MAX_TRIES="4", GREETING="a$$b")
+    yield make_stack("prod", APP_IMAGE=IMAGE, WORKER_MAX_TRIES="4", GREETING="a$$b", SHOUT="'a #b'")
     subprocess.run(["docker", "image", "rm", "--force", f"{IMAGE}:dev"], capture_output=True)
 
 
@@ -117,7 +117,9 @@ def test_an_empty_engine_without_a_network_runs_it(host: Host, bundle: Path, sou
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stderr.splitlines()[-1] == "dev is here; to start it, type: make up ENV=prod"
     written = (host.folder / "env" / "prod.local.env").read_text().splitlines()
-    assert {f"APP_IMAGE={IMAGE}", "APP_VERSION=dev", "WORKER_MAX_TRIES=2", "GREETING=a$$b"} <= set(written)
+    assert {f"APP_IMAGE={IMAGE}", "APP_VERSION=dev", "WORKER_MAX_TRIES=2", "GREETING=a$$b", "SHOUT='a #b'"} <= set(
+        written
+    )
 
     up = host.make("up")
     assert up.returncode == 0, up.stderr
