@@ -99,3 +99,8 @@ def test_what_readers_would_take_differently_is_refused_by_line(text: str, said:
 )
 def test_values(text: str, value: str) -> None:
     assert envfile.parse(text) == ({"A": value}, [])
+
+
+@pytest.mark.parametrize("value", ["plain", "a$b", "a #b", "#b", " a ", '{"A": 3}', "it's", ""])
+def test_what_was_read_can_be_written_again(value: str) -> None:
+    assert envfile.parse(f"A={envfile.written(value)}") == ({"A": value}, [])

@@ -44,6 +44,12 @@ def test_the_same_is_the_same_within_seconds() -> None:
     assert not event.is_same(Event(100, "ended", "worker-2"))
 
 
+def test_people_may_do_a_thing_twice_within_seconds() -> None:
+    scaled = Event(100, "scale", "worker", "replicas 2", "ada")
+    assert scaled.is_same(Event(100, "scale", "worker", "replicas 2", "ada"))
+    assert not scaled.is_same(Event(101, "scale", "worker", "replicas 1", "ada"))
+
+
 def test_lengths_of_time() -> None:
     assert [seconds(text) for text in ("90s", "30m", "2h", "7d")] == [90, 1800, 7200, 604800]
     for text in ("x", "2", "h", "-1h", "1.5h"):
