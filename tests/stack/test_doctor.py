@@ -55,14 +55,10 @@ def bare(make_stack: MakeStack) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(make_stack: MakeStack) -> Iterator[Stack]:
-    # The tag is of no other stack, whose builds would move it.
-    stack = make_stack("prod", APP_VERSION="doctor")
-    stack.local_file.write_text(stack.local_file.read_text().replace("aegis-worker-test", stack.project))
+def stack(make_stack: MakeStack) -> Stack:
+    stack = make_stack("prod")
     stack.make("up")
-    yield stack
-    stack.down()
-    docker("image", "rm", "--force", f"{stack.project}:doctor")
+    return stack
 
 
 # -- where nothing is up -------------------------------------------------------------------------------------------
