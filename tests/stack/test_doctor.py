@@ -122,7 +122,7 @@ def test_a_healthy_stack(stack: Stack) -> None:
     assert good["replicas"] == "redis 1 of 1, worker 1 of 1"
     assert good["drift"] == "what runs is what is configured"
     assert good["served"] == "system by 1, load_test by 1"
-    assert good["networks"].startswith(f"{stack.project}_backend (leads nowhere)")
+    assert good["networks"].startswith(f"{stack.project}_internal (leads nowhere)")
     assert {"redis_configuration", "redis_users", "redis_clock", "persistence", "certificate_keys"} <= good.keys()
 
 
