@@ -9,6 +9,9 @@ ARGS ?=
 # Anything here has a command print what it would run, and change nothing; have `scale` not look at the memory.
 DRY_RUN ?=
 FORCE ?=
+FILE ?=
+# The name of the environment to destroy, where there is nobody to ask.
+CONFIRM ?=
 
 # A CA bundle to build behind a proxy that inspects TLS; the host's own by default.
 export CA_BUNDLE ?= $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt) /dev/null)
@@ -34,6 +37,9 @@ up: ## Build and start the stack, wait until it is healthy
 
 down: ## Stop and remove the containers; data and secrets stay
 	@$(OPS) down
+
+destroy: ## Delete the containers, networks and all data; asks for the environment's name
+	@$(OPS) destroy $(if $(CONFIRM),--confirm '$(CONFIRM)')
 
 restart: ## Restart the containers; running jobs are drained
 	@$(OPS) restart
@@ -73,6 +79,18 @@ deploy-redis: ## Save, then start Redis anew with the image and configuration of
 
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
+
+events: ## What happened, in order (ARGS="--since 2h", --follow, --json)
+	@$(OPS) events $(ARGS)
+
+diag: ## One redacted archive for a bug report
+	@$(OPS) diag
+
+bundle: ## Everything for a host without a network, in one file (FILE=…)
+	@$(OPS) bundle $(if $(FILE),--file '$(FILE)')
+
+load: ## Bring in a bundle: FILE=…
+	@$(OPS) load '$(FILE)'
 
 doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
 	@$(OPS) doctor $(ARGS)

@@ -9,10 +9,13 @@ from contextlib import nullcontext
 
 from . import (
     autoscale,
+    bundle,
     configuration,
     credentials,
     deploy,
+    diag,
     doctor,
+    events,
     images,
     inside,
     lifecycle,
@@ -61,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add("up", lifecycle.up, "build, start, wait until healthy")
     add("down", lifecycle.down, "stop and remove the containers")
+    destroying = add("destroy", lifecycle.destroy, "remove containers, networks, and volumes with their data")
+    destroying.add_argument("--confirm", metavar="ENV", help="the environment's name, where there is nobody to ask")
     add("restart", lifecycle.restart, "restart the containers")
     add("build", lifecycle.build, "build the images")
 
@@ -84,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--version", help="the one before the present one by default")
     add("releases", releases.table, "list the versions that were deployed", alone=False)
     add("deploy-redis", deploy.deploy_redis, "save, and start Redis anew with what is configured now")
+    happened = add("events", events.show, "list what happened, in order", alone=False)
+    happened.add_argument("--since", default="1d", help="how far back: 30m, 2h, 7d (1d)")
+    happened.add_argument("--follow", action="store_true", help="go on with what happens from now on")
+    happened.add_argument("--json", action="store_true", help="a line of JSON for each")
+    add("diag", diag.write, "write a redacted archive for a bug report", alone=False, engine=False)
+    bundling = add("bundle", bundle.write, "write everything for a host without a network into one file")
+    bundling.add_argument("--file", help="by default .local/aegis-worker-<ENV>-<version>.bundle.tar")
+    loading = add("load", bundle.load, "bring in what a bundle has")
+    loading.add_argument("file", metavar="FILE")
     add("unlock", deploy.unlock, "break the lock of a change that hangs", alone=False, engine=False)
 
     add("secrets", credentials.make, "make the secrets that are missing", alone=False, engine=False)

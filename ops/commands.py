@@ -8,6 +8,8 @@ from .certificates import CA, NAMES, SERVER
 from .configuration import ROOT, Environment
 
 HEALTHY_WITHIN_S = 120
+KINDS = ("container", "network", "volume")  #: of what a project has, in the order in which it can be removed
+KERNEL_LOG = ["dmesg", "--time-format", "iso"]
 _WAIT = ("--wait", "--wait-timeout", str(HEALTHY_WITHIN_S))
 
 _PASSWORD = "/run/secrets/redis_admin_password"  # noqa: S105 - the file
@@ -53,6 +55,25 @@ def list_containers(project: str) -> list[str]:
     """Print the ids of a project's containers, without those of `docker compose run`."""
     labels = (f"com.docker.compose.project={project}", "com.docker.compose.oneoff=False")
     return ["docker", "ps", "--all", "--quiet", *(part for label in labels for part in ("--filter", f"label={label}"))]
+
+
+def list_all(kind: str, project: str) -> list[str]:
+    """Print the ids of all that the engine has of a project, of one of the ``KINDS``."""
+    every = ["--all"] if kind == "container" else []
+    return ["docker", kind, "ls", *every, "--quiet", "--filter", f"label=com.docker.compose.project={project}"]
+
+
+def remove_all(kind: str, ids: Sequence[str]) -> list[str]:
+    """Remove things of one of the ``KINDS``; containers that run, too, and volumes of theirs that have no name."""
+    return ["docker", kind, "rm", *(["--force", "--volumes"] if kind == "container" else []), *ids]
+
+
+def engine_events(project: str, since: float) -> list[str]:
+    """Print what the engine remembers of a project's containers, health checks' runs left out, as lines of JSON."""
+    kinds = ("start", "die", "oom", "kill", "restart", "destroy", "health_status")
+    filters = (f"label=com.docker.compose.project={project}", "type=container", *(f"event={kind}" for kind in kinds))
+    period = ["--since", f"{since:.0f}", "--until", "0s"]
+    return ["docker", "events", *period, "--format", "{{json .}}", *(p for f in filters for p in ("--filter", f))]
 
 
 def run_in(

@@ -26,6 +26,13 @@ def parse(text: str) -> tuple[dict[str, str], list[tuple[int, str]]]:
     return values, bad
 
 
+def written(value: str) -> str:
+    """Return a value that ``parse`` has read as it can stand in a file again."""
+    if ("#" in value and "'" not in value) or value != value.strip():
+        return f"'{value}'"
+    return value.replace("$", "$$")
+
+
 def _assignment(line: str) -> tuple[str, str] | None:
     """Return name and value of a line, None of one that has none. Raises ``ValueError``, which says what is wrong."""
     if odd := next((char for char in line if not char.isprintable() and char != "\t"), None):

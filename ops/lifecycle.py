@@ -1,8 +1,12 @@
-"""A stack's life: built, up, restarted, scaled, down."""
+"""A stack's life: built, up, restarted, scaled, down, destroyed."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from . import capacity, commands, credentials, images, journal, releases
@@ -33,6 +37,57 @@ def down(stack: Stack, _: argparse.Namespace) -> int:
     if not code:
         record(stack, "down")
     return code
+
+
+def destroy(stack: Stack, options: argparse.Namespace) -> int:
+    """Remove all that the engine has of the environment, its data too, once its name was typed.
+
+    It goes by the project's label, so that half a stack is found as well, and what earlier layers left behind.
+    """
+    there = {kind: stack.output(commands.list_all(kind, stack.project)).split() for kind in commands.KINDS}
+    if not any(there.values()):
+        say(f"there is nothing of ENV={stack.name} to remove")
+        return 0
+    say(_inventory(stack, there))
+    if not stack.dry_run:
+        _confirm(stack.name, options.confirm)
+    if there["container"]:
+        # With their grace: what jobs do elsewhere is not ours to cut short.
+        stack.run(commands.compose(stack.environment, "--profile", "*", "down", "--volumes", "--remove-orphans"))
+    codes = []
+    for kind in commands.KINDS:
+        if left := stack.output(commands.list_all(kind, stack.project)).split():
+            codes.append(stack.run(commands.remove_all(kind, left), quiet=True))
+    if any(codes):
+        say(f"not all of it could be removed: `make destroy ENV={stack.name}` goes on")
+        return 1
+    record(stack, "destroy")
+    return 0
+
+
+def _inventory(stack: Stack, there: Mapping[str, Sequence[str]]) -> str:
+    """Say what there is, for a person who is about to delete it."""
+    # The engine refuses to measure for two at a time.
+    measured = stack.ask(["docker", "system", "df", "--verbose", "--format", "{{json .Volumes}}"])
+    volumes = [] if measured.returncode else json.loads(measured.stdout)
+    sizes = {volume["Name"]: volume["Size"] for volume in volumes}
+    lines = [f"ENV={stack.name}, project {stack.project}: {len(there['container'])} containers, all data:"]
+    lines += [f"  volume {name}, {sizes.get(name, 'of unknown size')}" for name in there["volume"]]
+    if "redis" in stack.running():
+        keyspace = stack.ask(commands.redis_cli(stack.environment, ["info", "keyspace"], terminal=False)).stdout
+        lines.append(f"  {sum(map(int, re.findall(r'keys=([0-9]+)', keyspace)))} keys in Redis")
+    secrets = stack.environment.secrets.relative_to(ROOT)
+    return "\n".join([*lines, f"images, backups, {secrets}/, env/ and the journal stay"])
+
+
+def _confirm(name: str, given: str | None) -> None:
+    """Raise ``ConfigurationError`` unless a person, or CONFIRM, has named the environment."""
+    if given is None and sys.stdin.isatty():
+        print(f"To delete it, type the environment's name, {name}: ", end="", file=sys.stderr, flush=True)
+        given = sys.stdin.readline().strip()
+    if given != name:
+        said = f"CONFIRM={given}" if given else f"nobody said so (CONFIRM={name} does)"
+        raise ConfigurationError(f"ENV={name}: nothing was deleted, {said}")
 
 
 def restart(stack: Stack, _: argparse.Namespace) -> int:

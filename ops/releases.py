@@ -45,9 +45,9 @@ def before(releases: Sequence[Release], version: str) -> str | None:
 
 
 def is_deployed(stack: Stack) -> bool:
-    """Whether the stack's version was brought in by a deployment, and is not one that each `make up` builds anew."""
+    """Whether the stack's version came by a deployment or a bundle, and is not one that each `make up` builds anew."""
     entries = journal.read(stack.name)
-    return any(entry["event"] == "deploy" and entry["version"] == stack.version for entry in entries)
+    return any(entry["event"] in ("deploy", "load") and entry["version"] == stack.version for entry in entries)
 
 
 def images(stack: Stack, model: dict[str, Any] | None = None) -> list[str]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from . import commands, configuration
 from .configuration import ROOT, ConfigurationError, Environment
@@ -71,14 +71,14 @@ class Stack:
 
     # -- how commands are run --------------------------------------------------------------------------------------
 
-    def run(self, argv: Sequence[str], *, quiet: bool = False) -> int:
+    def run(self, argv: Sequence[str], *, quiet: bool = False, stdin: IO[bytes] | None = None) -> int:
         """Run what changes something; return its exit code. Its output is the caller's own, errors alone if quiet."""
         if self.dry_run:
             variables = [f"{name}={value}" for name, value in self.variables.items()]
             print(shlex.join([*(["env", *variables] if variables and "compose" in argv else []), *argv]), flush=True)
             return 0
         stdout = subprocess.DEVNULL if quiet else None
-        return subprocess.run(argv, cwd=ROOT, env=self._shell, stdout=stdout, check=False).returncode
+        return subprocess.run(argv, cwd=ROOT, env=self._shell, stdin=stdin, stdout=stdout, check=False).returncode
 
     def change(self, what: str, action: Callable[[], T]) -> T | None:
         """Do what changes something without a command; None where it is only said."""
@@ -93,9 +93,19 @@ class Stack:
         line = f"{variable}={value} into {file.relative_to(ROOT)}"
         self.change(f"write {line}", lambda: configuration.write(file, variable, value))
 
-    def ask(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run what only looks, in a dry run too."""
-        return subprocess.run(argv, cwd=ROOT, env=self._shell, capture_output=True, text=True, check=False)
+    def ask(self, argv: Sequence[str], *, within_s: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Run what only looks, in a dry run too. Raises ``subprocess.TimeoutExpired`` where it takes longer."""
+        return subprocess.run(
+            argv,
+            cwd=ROOT,
+            env=self._shell,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=within_s,
+            check=False,
+        )
 
     def output(self, argv: Sequence[str]) -> str:
         """Return what a command prints. Raises ``ConfigurationError`` with what it says where it fails."""
