@@ -12,7 +12,10 @@ KINDS = ("container", "network", "volume")  #: of what a project has, in the ord
 KERNEL_LOG = ["dmesg", "--time-format", "iso"]
 _WAIT = ("--wait", "--wait-timeout", str(HEALTHY_WITHIN_S))
 
-_REDIS_CLI = 'REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)" exec redis-cli --user admin $REDIS_CLI_TLS "$@"'
+_PASSWORD = "/run/secrets/redis_admin_password"  # noqa: S105 - the file
+#: No process shows the password; but a session reads what is typed, so it has its password in the environment.
+_REDIS_CLI = f'exec redis-cli --user admin --askpass $REDIS_CLI_TLS "$@" < {_PASSWORD}'
+_REDIS_CLI_SESSION = f'REDISCLI_AUTH="$(cat {_PASSWORD})" exec redis-cli --user admin $REDIS_CLI_TLS "$@"'
 
 
 def compose(environment: Environment, *arguments: str) -> list[str]:
@@ -82,10 +85,11 @@ def run_in(
 
 
 def redis_cli(environment: Environment, arguments: Sequence[str], *, terminal: bool) -> list[str]:
-    """``redis-cli`` as ``admin``, in the environment's database."""
+    """``redis-cli`` as ``admin``, in the environment's database: one command, or a session where there is none."""
     database = environment.values["REDIS_DB"]
+    script = _REDIS_CLI if arguments else _REDIS_CLI_SESSION
     return run_in(
-        environment, "redis", ["sh", "-c", _REDIS_CLI, "redis-cli", "-n", database, *arguments], terminal=terminal
+        environment, "redis", ["sh", "-c", script, "redis-cli", "-n", database, *arguments], terminal=terminal
     )
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _BASE, _TLS, _LAST = "compose/base.yml", "compose/tls.yml", "compose/queues.yml"
+_SECURE_NETWORK = "compose/secure-network.yml"
 _QUEUES = Path("app", "components", "worker", "queues")
 _SLIP = 0.9  #: how alike two names are of which one is a slip of the other
 _HOST = re.compile(r"[A-Za-z0-9*.:_-]+")
@@ -39,6 +40,7 @@ _RULES = [
         ("REDIS_DB", "[0-9]+", "the number of a database, 0 or more"),
         ("REDIS_APPENDFSYNC", "everysec|always|no", "everysec, always or no"),
         ("REDIS_TLS_CLIENTS", "no|optional|yes", "no, optional or yes"),
+        ("WORKER_EGRESS", "on|off", "on or off"),
         ("RESTART_POLICY", "unless-stopped|always|on-failure|no", "unless-stopped, always, on-failure or no"),
         ("(HEALTHCHECK_INTERVAL|WORKER_STOP_GRACE)_SECONDS", "[1-9][0-9]*", "a whole number of seconds, 1 or more"),
         ("WORKER_JOB_COMPLETION_WAIT", "[0-9]+", "a whole number of seconds, 0 or more"),
@@ -160,6 +162,11 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
     for queue in _listed(values.get("WORKER_QUEUES", "")):
         if queue not in queues:
             problems.append(f"WORKER_QUEUES: unknown queue {queue}: the queues are {', '.join(queues)}")
+
+    if values.get("WORKER_EGRESS") == "off" and _SECURE_NETWORK not in layers:
+        problems.append(
+            f"WORKER_EGRESS=off needs {_SECURE_NETWORK} in COMPOSE_FILE, or workers go out by Redis's network"
+        )
 
     wait, grace = (values.get(key, "") for key in ("WORKER_JOB_COMPLETION_WAIT", "WORKER_STOP_GRACE_SECONDS"))
     if wait.isdecimal() and grace.isdecimal() and int(wait) >= int(grace):

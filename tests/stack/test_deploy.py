@@ -90,7 +90,7 @@ def test_what_is_deployed_stays_until_the_next_deployment(stack: Stack) -> None:
 def test_a_version_that_is_not_there(stack: Stack) -> None:
     done = stack.make("rollback", "VERSION=nope", check=False)
     assert done.returncode
-    assert "aegis-worker-test:nope is neither here nor to be pulled" in done.stderr
+    assert f"{stack.project}:nope is neither here nor to be pulled" in done.stderr
     assert "VERSION=a/b: a version has letters" in stack.make("deploy", "VERSION=a/b", check=False).stderr
 
 

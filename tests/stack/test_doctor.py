@@ -55,14 +55,10 @@ def bare(make_stack: MakeStack) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(make_stack: MakeStack) -> Iterator[Stack]:
-    # The tag is of no other stack, whose builds would move it.
-    stack = make_stack("prod", APP_VERSION="doctor")
-    stack.local_file.write_text(stack.local_file.read_text().replace("aegis-worker-test", stack.project))
+def stack(make_stack: MakeStack) -> Stack:
+    stack = make_stack("prod")
     stack.make("up")
-    yield stack
-    stack.down()
-    docker("image", "rm", "--force", f"{stack.project}:doctor")
+    return stack
 
 
 # -- where nothing is up -------------------------------------------------------------------------------------------
@@ -126,7 +122,7 @@ def test_a_healthy_stack(stack: Stack) -> None:
     assert good["replicas"] == "redis 1 of 1, worker 1 of 1"
     assert good["drift"] == "what runs is what is configured"
     assert good["served"] == "system by 1, load_test by 1"
-    assert good["networks"].startswith(f"{stack.project}_backend (leads nowhere)")
+    assert good["networks"].startswith(f"{stack.project}_internal (leads nowhere)")
     assert {"redis_configuration", "redis_users", "redis_clock", "persistence", "certificate_keys"} <= good.keys()
 
 

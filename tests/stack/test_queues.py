@@ -32,16 +32,10 @@ def test_each_service_serves_its_own_queue(queues: Stack) -> None:
         assert f"WORKER_QUEUES={queue}" in queues.inspect(service)["Config"]["Env"]
 
 
-def test_each_has_limits_of_its_own_and_the_hardening_of_all(queues: Stack) -> None:
-    facts = {service: queues.inspect(service)["HostConfig"] for service in SERVICES}
-    assert [host["Memory"] for host in facts.values()] == [512 << 20, 1 << 30, 4 << 30]
-    assert [host["NanoCpus"] for host in facts.values()] == [10**9, 2 * 10**9, 2 * 10**9]
-    for host in facts.values():
-        assert host["ReadonlyRootfs"]
-        assert host["CapDrop"] == ["ALL"]
-        assert host["SecurityOpt"] == ["no-new-privileges:true"]
-        assert host["PidsLimit"] == 512
-        assert host["RestartPolicy"]["Name"] == "unless-stopped"
+def test_each_has_limits_of_its_own(queues: Stack) -> None:
+    facts = [queues.inspect(service)["HostConfig"] for service in SERVICES]
+    assert [host["Memory"] for host in facts] == [512 << 20, 1 << 30, 4 << 30]
+    assert [host["NanoCpus"] for host in facts] == [10**9, 2 * 10**9, 2 * 10**9]
 
 
 def test_one_queue_is_scaled_and_the_others_are_left_alone(queues: Stack) -> None:

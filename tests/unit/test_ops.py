@@ -81,6 +81,8 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
         ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
         ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
+        ("WORKER_EGRESS=no", "WORKER_EGRESS=no: it is on or off"),
+        ("WORKER_EGRESS=off", "WORKER_EGRESS=off needs compose/secure-network.yml in COMPOSE_FILE"),
         ("REDIS_TLS_NAMES=a b,c", "REDIS_TLS_NAMES: a b is neither a name nor an address"),
     ],
 )
