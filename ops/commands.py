@@ -72,7 +72,7 @@ def engine_events(project: str, since: float) -> list[str]:
     """Print what the engine remembers of a project's containers, health checks' runs left out, as lines of JSON."""
     kinds = ("start", "die", "oom", "kill", "restart", "destroy", "health_status")
     filters = (f"label=com.docker.compose.project={project}", "type=container", *(f"event={kind}" for kind in kinds))
-    period = ["--since", f"{since:.0f}", "--until", "0s"]
+    period = ["--since", f"{int(since)}", "--until", "0s"]
     return ["docker", "events", *period, "--format", "{{json .}}", *(p for f in filters for p in ("--filter", f))]
 
 

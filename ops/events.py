@@ -188,7 +188,7 @@ def _of_logs(
     """What the parents of worker processes say."""
     for each in facts:
         if is_worker(each["Config"]["Labels"]["com.docker.compose.service"]):
-            argv = ["docker", "logs", "--timestamps", "--since", f"{since:.0f}", each["Id"]]
+            argv = ["docker", "logs", "--timestamps", "--since", f"{int(since)}", each["Id"]]
             for line in stack.ask(argv).stdout.splitlines():
                 if match := _SUPERVISOR.match(line):
                     yield Event(_time(match[1]), "supervisor", names[each["Id"]], match[2])
