@@ -19,7 +19,7 @@ VENV = .venv/installed
 
 .DEFAULT_GOAL = help
 .PHONY: help engine up down restart ps logs config shell redis-cli scale deploy rollback releases deploy-redis \
-        unlock health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
+        backup restore upgrade-redis unlock health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,15 @@ releases: ## The versions that were deployed, and which can be rolled back to
 
 deploy-redis: ## Save, then start Redis anew with the image and configuration of now
 	@$(OPS) deploy-redis
+
+backup: ## Write an archive of all jobs and results into backups/, the latest KEEP=7 stay
+	@$(OPS) backup $(if $(KEEP),--keep '$(KEEP)')
+
+restore: ## Replace what Redis holds by FILE=backups/… (YES=1 on a stack that is up; AGE_IDENTITY=file)
+	@$(OPS) restore '$(FILE)' $(if $(YES),--yes) $(if $(AGE_IDENTITY),--identity '$(AGE_IDENTITY)')
+
+upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-alpine
+	@$(OPS) upgrade-redis '$(IMAGE)'
 
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock

@@ -7,7 +7,21 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from . import configuration, credentials, deploy, images, inside, lifecycle, local, lock, releases, secrets
+from . import (
+    backup,
+    configuration,
+    credentials,
+    deploy,
+    images,
+    inside,
+    lifecycle,
+    local,
+    lock,
+    releases,
+    restore,
+    secrets,
+    upgrade,
+)
 from .configuration import ConfigurationError
 from .stack import Stack, say
 
@@ -59,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--version", help="the one before the present one by default")
     add("releases", releases.table, "list the versions that were deployed", alone=False)
     add("deploy-redis", deploy.deploy_redis, "save, and start Redis anew with what is configured now")
+    backing_up = add("backup", backup.backup, "write what Redis holds, and what belongs to it, into an archive")
+    backing_up.add_argument("--keep", default=str(backup.KEEP), help="how many of the environment's stay")
+    restoring = add("restore", restore.restore, "replace what Redis holds by a backup")
+    restoring.add_argument("file")
+    restoring.add_argument("--yes", action="store_true", help="also where the stack is up, which is stopped for it")
+    restoring.add_argument("--identity", default="", help="file with the key of an archive encrypted with age")
+    upgrading = add("upgrade-redis", upgrade.upgrade, "run Redis on another image, which may be another server")
+    upgrading.add_argument("image")
     add("unlock", deploy.unlock, "break the lock of a change that hangs", alone=False, engine=False)
 
     add("secrets", credentials.make, "make the secrets that are missing", alone=False, engine=False)

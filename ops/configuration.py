@@ -122,6 +122,11 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         if not _HOST.fullmatch(host):
             problems.append(f"REDIS_TLS_NAMES: {host} is neither a name nor an address")
 
+    if values.get("BACKUP_AGE_RECIPIENT") and values.get("BACKUP_GPG_RECIPIENT"):
+        problems.append(
+            "BACKUP_AGE_RECIPIENT and BACKUP_GPG_RECIPIENT are set: an archive is encrypted with one of them"
+        )
+
     wait, grace = (values.get(key, "") for key in ("WORKER_JOB_COMPLETION_WAIT", "WORKER_STOP_GRACE_SECONDS"))
     if wait.isdigit() and grace.isdigit() and int(wait) >= int(grace):
         problems.append(
