@@ -19,6 +19,8 @@ EVENT = "upgrade-redis"
 
 
 def upgrade(stack: Stack, options: argparse.Namespace) -> int:
+    if not options.image:
+        raise ConfigurationError("IMAGE=: name the image that Redis is to run on, as in IMAGE=valkey/valkey:8-alpine")
     new = stack.given(REDIS_IMAGE=options.image)
     stack.change(f"have the image {options.image}", partial(images.ensure, options.image, say=say))
     if cut_short := journal.unfinished(stack.name, EVENT):

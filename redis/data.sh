@@ -60,6 +60,7 @@ survey() {
   _serve
   cli get ops:counts
   cli shutdown nosave
+  wait # it still has files open
   rm -rf loaded
 }
 
@@ -72,6 +73,7 @@ make_ready() {
   until cli info persistence | grep -q '^aof_rewrite_in_progress:0'; do sleep 0.1; done
   cli info persistence | grep -q '^aof_last_bgrewrite_status:ok' || fail 'the data could not be written'
   cli shutdown nosave
+  wait # it still has files open
   rm -rf ready
   mkdir ready
   mv loaded/appendonlydir ready/
