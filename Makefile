@@ -3,6 +3,8 @@ ENV ?= dev
 N ?=
 QUEUE ?=
 VERSION ?=
+MIN ?= 1
+MAX ?= 5
 ARGS ?=
 # Anything here has a command print what it would run, and change nothing; have `scale` not look at the memory.
 DRY_RUN ?=
@@ -18,8 +20,9 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale deploy rollback releases deploy-redis \
-        backup restore upgrade-redis unlock health load-test build secrets secrets-rotate certs local test faults lint bench lock docs
+.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases deploy-redis \
+        backup restore upgrade-redis unlock health load-test build secrets secrets-rotate certs local test faults lint \
+        bench lock docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +57,9 @@ redis-cli: ## redis-cli, logged in (ARGS="info memory" for one command)
 
 scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
 	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force)
+
+autoscale: ## Scale by what waits in the queues, until Ctrl-C: MIN=1 MAX=5 (QUEUE=media)
+	@$(OPS) autoscale '$(MIN)' '$(MAX)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force) $(ARGS)
 
 deploy: ## Replace the workers without a pause: the checkout's commit, or VERSION=1.4.2
 	@$(OPS) deploy $(if $(VERSION),--version '$(VERSION)')

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from . import (
+    autoscale,
     backup,
     configuration,
     credentials,
@@ -66,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("replicas", metavar="N")
     scale.add_argument("--queue", help="scale the service of one queue (layer compose/queues.yml)")
     scale.add_argument("--force", action="store_true", help="also where their memory is not there")
+
+    scaling = add("autoscale", autoscale.autoscale, "scale by what waits in the queues, in the foreground", alone=False)
+    scaling.add_argument("least", metavar="MIN", type=int)
+    scaling.add_argument("most", metavar="MAX", type=int)
+    scaling.add_argument("--queue", help="the service of one queue (layer compose/queues.yml)")
+    scaling.add_argument("--target", type=float, default=5, help="seconds that the oldest job may wait (5)")
+    scaling.add_argument("--every", type=float, default=10, help="seconds between two looks (10)")
+    scaling.add_argument("--steady", type=float, default=180, help="seconds of less load before replicas go (180)")
+    scaling.add_argument("--force", action="store_true", help="also where the memory of MAX replicas is not there")
 
     deploying = add("deploy", deploy.deploy, "replace the workers by a version of their own, without a pause")
     deploying.add_argument("--version", help="the image's tag; by default the checkout's commit, built")

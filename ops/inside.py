@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from . import commands
 from .configuration import ConfigurationError
@@ -11,16 +12,19 @@ from .stack import Stack, is_worker
 
 
 def app(stack: Stack, options: argparse.Namespace) -> int:
+    return stack.run(app_command(stack, options.arguments, terminal=sys.stdin.isatty()))
+
+
+def app_command(stack: Stack, arguments: Sequence[str], *, terminal: bool) -> list[str]:
+    """``aegis-worker`` in a worker that is up, for all queues that the stack serves."""
     workers = [name for name in stack.services() if is_worker(name)]
     running = [name for name in stack.running() if name in workers]
     if not running:
         raise ConfigurationError(f"no worker is up in ENV={stack.name}: `make up ENV={stack.name}`")
     split = [name.removeprefix("worker-").replace("-", "_") for name in workers if name != "worker"]
     queues = ",".join(split) or stack.environment.values["WORKER_QUEUES"]
-    command = ["aegis-worker", *options.arguments]
-    return stack.run(
-        commands.run_in(stack.environment, running[0], command, terminal=sys.stdin.isatty(), WORKER_QUEUES=queues)
-    )
+    command = ["aegis-worker", *arguments]
+    return commands.run_in(stack.environment, running[0], command, terminal=terminal, WORKER_QUEUES=queues)
 
 
 def redis_cli(stack: Stack, options: argparse.Namespace) -> int:

@@ -46,14 +46,19 @@ def scale(stack: Stack, options: argparse.Namespace) -> int:
     service, variable = commands.replicas_variable(options.queue)
     if not options.replicas.isdigit():
         raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
-    services = stack.services()
-    if service not in services:
-        there = ", ".join(sorted(filter(is_worker, services)))
-        hint = " (a queue has a service of its own with compose/queues.yml in COMPOSE_FILE)" if options.queue else ""
-        raise ConfigurationError(f"there is no service {service} in ENV={stack.name}, but: {there}{hint}")
+    check_service(stack, service)
     if not options.force:
         capacity.check(stack.given(**{variable: options.replicas}))
     return set_replicas(stack, options.queue, int(options.replicas))
+
+
+def check_service(stack: Stack, service: str) -> None:
+    """Raise ``ConfigurationError`` where the stack has no service of that name."""
+    services = stack.services()
+    if service not in services:
+        there = ", ".join(sorted(filter(is_worker, services)))
+        hint = "" if service == "worker" else " (a queue has one with compose/queues.yml in COMPOSE_FILE)"
+        raise ConfigurationError(f"there is no service {service} in ENV={stack.name}, but: {there}{hint}")
 
 
 def set_replicas(stack: Stack, queue: str | None, replicas: int) -> int:

@@ -67,6 +67,10 @@ class Stack:
         """Return the same stack with values of its own for variables of the env files."""
         return replace(self, variables={**self.variables, **variables})
 
+    def reloaded(self) -> Stack:
+        """Return the stack with the env files of now, for what runs long."""
+        return replace(self, environment=configuration.load(self.name))
+
     # -- how commands are run --------------------------------------------------------------------------------------
 
     def run(self, argv: Sequence[str], *, quiet: bool = False) -> int:

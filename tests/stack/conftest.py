@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,15 @@ def inspect(container: str) -> dict[str, Any]:
     (facts,) = json.loads(subprocess.run(["docker", "inspect", container], capture_output=True, text=True).stdout)
     assert isinstance(facts, dict)
     return facts
+
+
+def eventually(check: Callable[[], object], within_s: float = 30) -> None:
+    """Wait until a check holds; say what it last was when it does not."""
+    deadline = time.monotonic() + within_s
+    while not (last := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {within_s} s: {last!r}")
+        time.sleep(0.2)
 
 
 MakeStack = Callable[..., Stack]

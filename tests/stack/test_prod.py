@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ops import secrets
-from tests.stack.conftest import MakeStack, Stack, inspect
+from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +19,6 @@ def prod(make_stack: MakeStack) -> Stack:
     stack = make_stack("prod")
     stack.make("up")
     return stack
-
-
-def eventually(check: Callable[[], object], within_s: float = 30) -> None:
-    """Wait until a check holds; say what it last was when it does not."""
-    deadline = time.monotonic() + within_s
-    while not (last := check()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {within_s} s: {last!r}")
-        time.sleep(0.2)
 
 
 def health(container: str) -> str:
