@@ -22,10 +22,8 @@ from .stack import Stack
 def run(stack: Stack, *steps: str, **variables: str) -> str:
     """Run steps of redis/data.sh, on the stack's REDIS_IMAGE; return what they print."""
     argv = commands.redis_apart(stack.environment, _name(stack), steps, stdin=False, **variables)
-    try:
+    with _reason_alone():
         return stack.take(argv).strip()
-    except ConfigurationError as error:  # above the reason there is what Compose says of the container
-        raise ConfigurationError(str(error).splitlines()[-1]) from None
 
 
 def clear(stack: Stack) -> None:
@@ -64,7 +62,7 @@ def make_ready(
 def packed(stack: Stack) -> Iterator[IO[bytes]]:
     """Give what was taken, as a tar to read."""
     argv = commands.redis_apart(stack.environment, _name(stack), ["pack"], stdin=False)
-    with stack.pipe(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    with _reason_alone(), stack.pipe(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout  # noqa: S101
         yield process.stdout
 
@@ -73,7 +71,7 @@ def packed(stack: Stack) -> Iterator[IO[bytes]]:
 def unpacking(stack: Stack) -> Iterator[IO[bytes]]:
     """Take a tar that is written to."""
     argv = commands.redis_apart(stack.environment, _name(stack), ["take_archive"], stdin=True)
-    with stack.pipe(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with _reason_alone(), stack.pipe(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin  # noqa: S101
         yield process.stdin
 
@@ -97,6 +95,15 @@ def must_match(expected: Counts, found: Counts, what: str, *, more: bool = False
 
 def now_ms() -> int:
     return int(time.time() * 1000)
+
+
+@contextmanager
+def _reason_alone() -> Iterator[None]:
+    """Leave out what Compose says of the container, above the reason why it failed."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).splitlines()[-1]) from None
 
 
 def _counts(printed: str) -> Counts:

@@ -132,7 +132,7 @@ class Stack:
                         end.close()
             if code:
                 said.seek(0)
-                raise ConfigurationError(_last_line(said.read().decode()) or f"{argv[0]}: exit code {code}")
+                raise ConfigurationError(said.read().decode().strip() or f"{argv[0]}: exit code {code}")
 
     def need_engine(self) -> None:
         """Raise ``ConfigurationError`` where Docker or its Compose is missing, or no engine answers."""
@@ -170,10 +170,6 @@ class Stack:
         # One that is removed meanwhile is told on standard error, beside the others.
         facts = json.loads(self.ask(["docker", "inspect", *found]).stdout)
         return [_container(each) for each in facts]
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
 
 
 def _container(facts: Mapping[str, Any]) -> Container:

@@ -65,6 +65,7 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
         ("COMPOSE_FILE=compose/base.yml:compose/tls.yml", "compose/tls.yml, so it needs REDIS_SSL=true"),
         ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
+        ("BACKUP_AGE_RECIPIENT=age1x\nBACKUP_GPG_RECIPIENT=me", "encrypted with one of them"),
         ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
         ("REDIS_TLS_NAMES=a b,c", "REDIS_TLS_NAMES: a b is neither a name nor an address"),
     ],
