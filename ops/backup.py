@@ -36,13 +36,12 @@ def make(stack: Stack, keep: int = KEEP) -> tuple[Path, Counts]:
     archive.need_encryption(stack)
     image = running_image(stack)
     apart = stack.given(REDIS_IMAGE=image)
-    data.clear(apart)
+    data.end_others(apart)
     at = time.time()
     _snapshot(stack)
     rdb_version, found = data.count_snapshot(apart)
     facts = {"redis": {**redis_facts(stack), "image": image, "rdb_version": rdb_version}}
     file = write(apart, archive.path(stack, at), {**manifest(stack, at, found), **facts})
-    data.run(apart, "clear")
     for old in archive.past(stack.name)[keep:]:
         stack.change(f"remove {old.name}", old.unlink)
     if not stack.dry_run:

@@ -26,16 +26,15 @@ def run(stack: Stack, *steps: str, **variables: str) -> str:
         return stack.take(argv).strip()
 
 
-def clear(stack: Stack) -> None:
-    """Begin anew: end what a command that was cut short has left running, and remove its copies."""
+def end_others(stack: Stack) -> None:
+    """End what a command that was cut short has left running."""
     with suppress(ConfigurationError):  # there is none
         stack.take(commands.remove_now(_name(stack)))
-    run(stack, "clear")
 
 
 def count_snapshot(stack: Stack) -> tuple[str, Counts]:
     """Take the last snapshot that Redis has saved; return the version of its format, and its counts."""
-    printed = run(stack, "take_snapshot", "survey")
+    printed = run(stack, "clear", "take_snapshot", "survey")
     return printed.partition("\n")[0].removeprefix("REDIS").lstrip("0"), _counts(printed)
 
 
@@ -60,7 +59,7 @@ def make_ready(
 
 @contextmanager
 def packed(stack: Stack) -> Iterator[IO[bytes]]:
-    """Give what was taken, as a tar to read."""
+    """Give what was taken, as a tar to read; after that it is gone."""
     argv = commands.redis_apart(stack.environment, _name(stack), ["pack"], stdin=False)
     with _reason_alone(), stack.pipe(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         assert process.stdout  # noqa: S101
@@ -70,7 +69,7 @@ def packed(stack: Stack) -> Iterator[IO[bytes]]:
 @contextmanager
 def unpacking(stack: Stack) -> Iterator[IO[bytes]]:
     """Take a tar that is written to."""
-    argv = commands.redis_apart(stack.environment, _name(stack), ["take_archive"], stdin=True)
+    argv = commands.redis_apart(stack.environment, _name(stack), ["clear", "take_archive"], stdin=True)
     with _reason_alone(), stack.pipe(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin  # noqa: S101
         yield process.stdin

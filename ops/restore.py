@@ -37,7 +37,7 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
     _must_suit(stack, manifest)
     credentials.ensure(stack)
     lifecycle.base_images(stack)
-    data.clear(stack)
+    data.end_others(stack)
     expected = _make_ready(stack, file, options.identity, manifest)
 
     lifecycle.record(stack, "restore", file=file.name, running=running, outcome=journal.BEGUN)
@@ -53,7 +53,7 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("cut short: the same command again finishes it")
         raise
-    data.run(stack, "forget_previous", "clear")
+    data.run(stack, "clear")
     lifecycle.record(stack, "restore", file=file.name, outcome="done")
     if not stack.dry_run:
         state = "is up" if running else f"is down: `make up ENV={stack.name}`"
@@ -152,7 +152,7 @@ def _unpack(stack: Stack, file: Path, identity: str) -> None:
 def _replace(stack: Stack, expected: Counts, running: Replicas) -> None:
     stop(stack, [service for service in running if service != "redis"])
     stop(stack, ["redis"] if "redis" in running else [])
-    if kept := keep(stack):
+    if (kept := keep(stack)) and not stack.dry_run:
         say(f"what is replaced is kept as {kept.relative_to(ROOT)}")
     data.run(stack, "exchange")
     start(stack, {"redis": 1})

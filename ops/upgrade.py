@@ -24,7 +24,7 @@ def upgrade(stack: Stack, options: argparse.Namespace) -> int:
     new = stack.given(REDIS_IMAGE=options.image)
     stack.change(f"have the image {options.image}", partial(images.ensure, options.image, say=say))
     if cut_short := journal.unfinished(stack.name, EVENT):
-        _recover(stack, cut_short["image"], cut_short["previous"])
+        _recover(stack.given(REDIS_IMAGE=cut_short["previous"]), stack.given(REDIS_IMAGE=cut_short["image"]))
     image = backup.running_image(stack)
     if image == options.image:
         stack.write("REDIS_IMAGE", image)
@@ -32,9 +32,7 @@ def upgrade(stack: Stack, options: argparse.Namespace) -> int:
         return 0
     old = stack.given(REDIS_IMAGE=image)
     archive, _ = backup.make(stack)
-    _make_ready(old, new, "take_snapshot")
-    data.clear(new)
-    data.run(new, "forget_previous")
+    _make_ready(old, new, "clear", "take_snapshot")
 
     lifecycle.record(stack, EVENT, image=options.image, previous=image, outcome=journal.BEGUN)
     began = time.monotonic()
@@ -48,7 +46,7 @@ def upgrade(stack: Stack, options: argparse.Namespace) -> int:
         say("cut short: the same command again finishes it")
         raise
     waited = round(time.monotonic() - began, 1)
-    data.run(new, "forget_previous", "clear")
+    data.run(new, "clear")
     lifecycle.record(stack, EVENT, image=options.image, previous=image, outcome="done", seconds=waited)
     if not stack.dry_run:
         say(f"Redis runs on {options.image}; jobs waited {waited} s")
@@ -56,9 +54,9 @@ def upgrade(stack: Stack, options: argparse.Namespace) -> int:
     return 0
 
 
-def _make_ready(old: Stack, new: Stack, taken: str) -> None:
-    """Have what a step takes ready for the new image. Raises ``ConfigurationError`` where the counts differ."""
-    before = data.make_ready(old, taken, portable=True)
+def _make_ready(old: Stack, new: Stack, *take: str) -> None:
+    """Have what steps take ready for the new image. Raises ``ConfigurationError`` where the counts differ."""
+    before = data.make_ready(old, *take, portable=True)
     after = data.make_ready(new, "take_ready")
     if not new.dry_run:
         data.must_match(before, after, f"what {new.variables['REDIS_IMAGE']} has loaded")
@@ -83,13 +81,16 @@ def _go_back(old: Stack, new: Stack) -> None:
     restore.start(old, {"redis": 1})
 
 
-def _recover(stack: Stack, image: str, previous: str) -> None:
+def _recover(old: Stack, new: Stack) -> None:
     """Have Redis run again after an upgrade that was cut short: on the new image where it has the new data."""
-    old = stack.given(REDIS_IMAGE=previous)
-    data.clear(old)
-    now = image if data.is_exchanged(old) else previous
-    say(f"the last upgrade was cut short: starting Redis on {now}")
-    stack.write("REDIS_IMAGE", now)
-    restore.start(stack.given(REDIS_IMAGE=now), {"redis": 1})
-    data.run(old, "forget_previous")
-    lifecycle.record(stack, EVENT, image=now, outcome="recovered")
+    data.end_others(old)
+    now = new if data.is_exchanged(old) else old
+    image = now.variables["REDIS_IMAGE"]
+    say(f"the last upgrade was cut short: starting Redis on {image}")
+    now.write("REDIS_IMAGE", image)
+    try:
+        restore.start(now, {"redis": 1})
+    except ConfigurationError:
+        _go_back(old, new)
+        raise
+    lifecycle.record(now, EVENT, image=image, outcome="recovered")

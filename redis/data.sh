@@ -11,10 +11,10 @@ set -eu
 cd /data
 manifest=appendonlydir/appendonly.aof.manifest
 
-# Remove copies; where only half of an exchange was done, undo it.
+# Begin anew.
 clear() {
-  [ -e appendonlydir ] || [ ! -e previous ] || mv previous appendonlydir
-  rm -rf taken loaded ready
+  _mend
+  rm -rf taken loaded ready previous
 }
 
 # -- take: files are not copied but get another name, and none of them is written to -----------------------------------
@@ -118,7 +118,10 @@ command_of() { # as the append-only file has it
 
 # -- give -----------------------------------------------------------------------------------------------------------
 
-pack() { tar -c -f - -C taken appendonlydir; }
+pack() {
+  tar -c -f - -C taken appendonlydir
+  rm -rf taken
+}
 
 # Have Redis find the new data at its next start, or else the old one.
 exchange() {
@@ -136,9 +139,14 @@ exchange_back() {
   mv previous appendonlydir
 }
 
-is_exchanged() { if [ -e previous ]; then echo yes; fi; }
+is_exchanged() {
+  _mend
+  if [ -e previous ]; then echo yes; fi
+}
 
-forget_previous() { rm -rf previous; }
+_mend() { # where only half of an exchange was done
+  [ -e appendonlydir ] || [ ! -e previous ] || mv previous appendonlydir
+}
 
 fail() {
   echo "$1" >&2
