@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from arq.connections import RedisSettings, create_pool
-from redis import Redis
 
 from app.core.serializer import Serializer
+from redis import Redis
 from tests.stack.conftest import Stack
 
 QUEUE = "arq:queue:load_test"

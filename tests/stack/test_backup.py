@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,40 @@ def test_an_image_that_is_no_redis_changes_nothing(dev: Stack) -> None:
     assert "Redis" in done.stderr
     assert started_at(dev) == before
     assert "IMAGE=: name the image" in dev.make("upgrade-redis", check=False).stderr
+
+
+#: Does all that is asked of it beforehand, and then does not start.
+BROKEN_SERVER = """\
+#!/bin/sh
+case "$*" in *"--port 0"*) exec "$0-whole" "$@" ;; esac
+exit 1
+"""
+
+
+@pytest.fixture
+def broken(dev: Stack) -> Iterator[str]:
+    image = f"{dev.project}-redis:8"
+    break_it = 'server=$(command -v redis-server); mv $server $server-whole; echo "$1" >$server; chmod 755 $server'
+    command = ["docker", "run", "--name", dev.project, "--user", "0", "redis:8-alpine", "sh", "-c", break_it, "sh"]
+    subprocess.run([*command, BROKEN_SERVER], check=True, capture_output=True)
+    change = ["--change", 'CMD ["redis-server"]']
+    subprocess.run(["docker", "commit", *change, dev.project, image], check=True, capture_output=True)
+    yield image
+    subprocess.run(["docker", "rm", "--volumes", dev.project], check=True, capture_output=True)
+    subprocess.run(["docker", "rmi", "--force", image], check=True, capture_output=True)
+
+
+def test_an_image_on_which_redis_does_not_start_is_given_up(dev: Stack, broken: str) -> None:
+    dev.redis("set", "app:mine", "kept")
+    before = dev.redis("info", "server")
+    done = dev.make("upgrade-redis", f"IMAGE={broken}", check=False)
+    assert done.returncode
+    assert "Redis did not become healthy" in done.stderr
+    assert "Redis runs on redis:7-alpine again, with what it had" in done.stderr
+    assert dev.redis("info", "server").splitlines()[1] == before.splitlines()[1]
+    assert dev.redis("get", "app:mine") == "kept"
+    assert "REDIS_IMAGE=redis:7-alpine" in dev.local_file.read_text()
+    assert running(dev) == ["redis", "worker"]
 
 
 def test_an_upgrade_that_is_cut_short_is_finished_by_the_next(dev: Stack) -> None:
