@@ -20,9 +20,7 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help engine up down restart ps logs config shell redis-cli scale autoscale deploy rollback releases deploy-redis \
-        backup restore upgrade-redis unlock health load-test build secrets secrets-rotate certs local test faults lint \
-        bench lock docs
+.PHONY: $(filter-out $(VENV),$(MAKECMDGOALS)) # no target is a file, but that one
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +83,9 @@ upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
 
+doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
+	@$(OPS) doctor $(ARGS)
+
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)
 
@@ -93,6 +94,12 @@ load-test: ## Send load and measure it (ARGS="io" by default, or "cpu -n 1000", 
 
 build: ## Build the images
 	@$(OPS) build
+
+sbom: ## Print the bill of materials of the workers' image, CycloneDX (QUEUE=media for one queue's)
+	@$(OPS) sbom $(if $(QUEUE),--queue '$(QUEUE)')
+
+digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; again to take newer ones
+	@$(OPS) digests
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
@@ -111,6 +118,9 @@ test: $(VENV) ## All tests; those of the stack need the engine
 
 faults: $(VENV) ## Workers and Redis killed, paused, cut off: 10,000 jobs a scenario (ARGS="-k redis")
 	@FAULTS_JOBS=$${FAULTS_JOBS:-10000} $(PYTHON) -m pytest tests/faults -s $(ARGS)
+
+fuzz: $(VENV) ## Fuzz the decoder of payloads, guided by its coverage (ARGS="60" seconds for each format)
+	@$(PYTHON) -m tests.fuzz.decoder seconds $(or $(ARGS),60)
 
 lint: $(VENV) ## Every linter
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lint.sh

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,14 @@ def needs(model: Mapping[str, Any]) -> list[Need]:
     """Return what each service of a merged configuration needs."""
     found = []
     for name, service in model["services"].items():
-        deploy = service["deploy"]
-        replicas = int(deploy.get("replicas", 1))
-        found.append(Need(name, replicas, replicas * int(deploy["resources"]["limits"]["memory"])))
+        replicas = int(service.get("deploy", {}).get("replicas", 1))
+        found.append(Need(name, replicas, replicas * int(limits(service).get("memory", 0))))
+    return found
+
+
+def limits(service: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the limits of a service of a merged configuration: those of ``cpus``, ``memory`` and ``pids`` it has."""
+    found: Mapping[str, Any] = service.get("deploy", {}).get("resources", {}).get("limits", {})
     return found
 
 
@@ -33,13 +38,16 @@ def check(stack: Stack) -> None:
     """Raise ``ConfigurationError`` where the limits of all replicas together are more than the machine has."""
     there = int(stack.output(["docker", "info", "--format", "{{.MemTotal}}"]))
     needed = needs(stack.model())
-    if (total := sum(need.memory for need in needed)) > there:
-        parts = ", ".join(f"{need.replicas} × {need.service} {_gib(need.memory)}" for need in needed)
-        raise ConfigurationError(
-            f"this machine has {_gib(there)} of memory, and the limits add up to {_gib(total)} ({parts}): lower them "
-            f"in env/{stack.name}.env, or FORCE=1"
-        )
+    if sum(need.memory for need in needed) > there:
+        raise ConfigurationError(f"{compared(needed, there)}: lower them in env/{stack.name}.env, or FORCE=1")
 
 
-def _gib(size: int) -> str:
+def compared(needed: Sequence[Need], there: int) -> str:
+    """Say what the machine has, and what the limits add up to."""
+    parts = ", ".join(f"{need.replicas} × {need.service} {gib(need.memory)}" for need in needed)
+    total = gib(sum(need.memory for need in needed))
+    return f"this machine has {gib(there)} of memory, and the limits add up to {total} ({parts})"
+
+
+def gib(size: int) -> str:
     return f"{size / 1024**3:.1f} GiB"

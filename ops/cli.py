@@ -13,6 +13,7 @@ from . import (
     configuration,
     credentials,
     deploy,
+    doctor,
     images,
     inside,
     lifecycle,
@@ -21,6 +22,7 @@ from . import (
     releases,
     restore,
     secrets,
+    supply,
     upgrade,
 )
 from .configuration import ConfigurationError
@@ -32,6 +34,8 @@ Command = Callable[[Stack, argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 2 where something has to be mended first, which one line names."""
     options = _parser().parse_args(argv)
+    if options.command == "doctor":
+        return doctor.run(options)  # what keeps the others from running is what it tells
     try:
         stack = Stack(configuration.load(options.env), dry_run=options.dry_run)
         if options.engine:
@@ -99,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
     certifying = add("certs", credentials.certs, "make the certificates that are missing, renew and list them")
     certifying.add_argument("--renew", choices=("ca", "server", "client"), help="before its time; ca: all")
+
+    contents = add("sbom", supply.sbom, "print the bill of materials of the workers' image", alone=False)
+    contents.add_argument("--queue", help="of the service of one queue (layer compose/queues.yml)")
+    add("digests", supply.digests, "write down the images by their digests")
+    examination = commands.add_parser("doctor", help="check the host, the configuration and what runs")
+    examination.add_argument("--json", action="store_true", help="a list of what each check found, as data")
 
     add("local", local.serve, "serve without Docker, in the foreground", alone=False, engine=False)
     for name, run, text in (

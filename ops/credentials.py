@@ -28,6 +28,8 @@ def make(stack: Stack, _: argparse.Namespace) -> int:
 
 def passwords(stack: Stack) -> None:
     folder = stack.environment.secrets
+    for line in stack.change("close secrets that others can read", lambda: secrets.close(folder)) or ():
+        say(line)
     if stack.change("make missing secrets", lambda: secrets.ensure(folder, ACL_TEMPLATE)):
         say(f"secrets: made in {folder.relative_to(ROOT)}/")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from . import commands
-from .configuration import ConfigurationError
+from .configuration import ConfigurationError, Environment
 from .stack import Stack, is_worker
 
 
@@ -21,10 +21,15 @@ def app_command(stack: Stack, arguments: Sequence[str], *, terminal: bool) -> li
     running = [name for name in stack.running() if name in workers]
     if not running:
         raise ConfigurationError(f"no worker is up in ENV={stack.name}: `make up ENV={stack.name}`")
-    split = [name.removeprefix("worker-").replace("-", "_") for name in workers if name != "worker"]
-    queues = ",".join(split) or stack.environment.values["WORKER_QUEUES"]
+    queues = served(stack.environment, workers)
     command = ["aegis-worker", *arguments]
     return commands.run_in(stack.environment, running[0], command, terminal=terminal, WORKER_QUEUES=queues)
+
+
+def served(environment: Environment, workers: Iterable[str]) -> str:
+    """Return the queues that services of workers serve together, by comma."""
+    split = [name.removeprefix("worker-").replace("-", "_") for name in workers if name != "worker"]
+    return ",".join(split) or environment.values["WORKER_QUEUES"]
 
 
 def redis_cli(stack: Stack, options: argparse.Namespace) -> int:

@@ -22,6 +22,8 @@ check mypy mypy
 check hadolint hadolint Dockerfile
 check shellcheck shellcheck "${shell_files[@]}"
 check yamllint yamllint --strict .
+# requirements/dev.txt has all that the app has, with every extra.
+python3 -m ops.audit requirements/dev.txt requirements/sbom.txt || failed=1
 
 # A layer can undo what another hardens, so the merged configurations are linted, not the files.
 merged=$(mktemp --suffix=.yml)

@@ -52,6 +52,16 @@ def holder(environment: str) -> str | None:
     return None
 
 
+def left(environment: str) -> str | None:
+    """Return whose change was cut short, where nobody has changed the stack since, for a person to read."""
+    path = _path(environment)
+    if not path.exists() or holder(environment):
+        return None
+    with path.open() as file:
+        record = _read(file)
+    return _described(record) if record else None
+
+
 def break_(environment: str) -> str | None:
     """Let others change the stack, whoever has the lock; return who has."""
     had = holder(environment)

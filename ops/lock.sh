@@ -14,6 +14,6 @@ lock() { # OUTPUT INPUT [OPTION...]
 lock requirements/app.txt pyproject.toml
 lock requirements/media.txt pyproject.toml --extra media --constraints requirements/app.txt
 lock requirements/dev.txt pyproject.toml --extra media --extra dev --constraints requirements/media.txt
-for input in benchmarks/requirements/*.in; do
+for input in requirements/sbom.in benchmarks/requirements/*.in; do
   lock "${input%.in}.txt" "$input"
 done

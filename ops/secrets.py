@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import stat
 from pathlib import Path
+
+from .configuration import ConfigurationError
 
 ACL = "redis_acl"
 #: Redis's users, each with the file that has its password. The worker's is REDIS_PASSWORD, whence the short name.
@@ -14,6 +18,7 @@ USERS = {
     "monitor": "redis_monitor_password",
     "admin": "redis_admin_password",
 }
+_PASSWORDS = frozenset(USERS.values())
 RETIRED = ".retired"  #: + a password's file: the hash of the one before, for as long as it is valid
 SIGNING_KEY = "worker_signing_key"
 
@@ -35,6 +40,46 @@ def ensure(folder: Path, template: Path) -> bool:
         signing_key.touch(mode=0o644)
         missing.append(signing_key)
     return _write_acl(folder, template) or bool(missing)
+
+
+def close(folder: Path) -> list[str]:
+    """Close the folder to others and its files to their writing; return a line for each that was open.
+
+    Raises ``ConfigurationError``, with a line for each, where one cannot be read or can be no secret.
+    """
+    if not folder.exists():
+        return []
+    said, problems = [], []
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is no folder: move it away, and `make secrets` makes one")
+    if os.geteuid() not in (0, folder.stat().st_uid):
+        raise ConfigurationError(f"{folder} is another user's: `sudo chown -R $USER {folder}`")
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+        said.append(
+            f"{folder} was open to other users, and is closed now: whoever read a password there has it still until "
+            '`make secrets-rotate`, keys of certificates until `make certs ARGS="--renew ca"`'
+        )
+    for file in sorted(folder.iterdir()):
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                if file.name in _PASSWORDS or file.suffix in (".key", ".crt"):
+                    problems.append(f"{file} is no file: move it away, and `make secrets` makes one")
+                continue
+            if file.stat().st_mode & 0o022:
+                file.chmod(file.stat().st_mode & ~0o022)
+                said.append(f"{file} was open to other users' writing, and is closed now: check what it says")
+            text = file.read_text()
+        except UnicodeDecodeError:
+            problems.append(f"{file} is not text: delete it, and `make secrets` makes a new one")
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {error.strerror}")
+        else:
+            if file.name in _PASSWORDS and not (len(text.split()) == 1 and text.strip().isprintable()):
+                problems.append(f"{file} holds no password, which is one word: delete it, and `make secrets` makes one")
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return said
 
 
 def hashes(folder: Path, user: str) -> list[str]:

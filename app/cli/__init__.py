@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from app.cli.errors import Failure, explain_settings
+from app.core.text import visible
 
 COMMANDS = ("worker", "health", "queue", "job", "dead", "task", "load-test")
 
@@ -47,13 +48,14 @@ def commands() -> None:
 
 def main() -> None:
     """Run one command and exit with its code; what is to be mended is said in a line, not in a traceback."""
+    sys.set_int_max_str_digits(0)  # a payload's ints are as bounded as it is, and are there to be seen
     try:
         app()
     except Failure as failure:
-        print(failure, file=sys.stderr)
+        print(visible(str(failure)), file=sys.stderr)
         sys.exit(failure.exit_code)
     except (ValidationError, SettingsError) as error:
-        print("\n".join(explain_settings(error)), file=sys.stderr)
+        print(visible("\n".join(explain_settings(error))), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

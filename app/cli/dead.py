@@ -15,6 +15,7 @@ from app.cli.queue import full_name
 from app.cli.task import decoded
 from app.components.worker import queues
 from app.components.worker.runtime import dead
+from app.core.text import visible
 
 app = typer.Typer(name="dead", help="Dead letters: look, retry, discard.", no_args_is_help=True, add_completion=False)
 
@@ -89,7 +90,7 @@ def show_letter(
 
     letters = run(read)
     text = "\n\n".join(
-        "\n".join(f"{key:<12} {value}" for key, value in letter.items() if key != "traceback")
+        "\n".join(f"{key:<12} {visible(str(value), keep='')}" for key, value in letter.items() if key != "traceback")
         + f"\n\n{letter['traceback']}"
         for letter in letters
     )

@@ -58,6 +58,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
         (
             q["queue"],
             replica["replica"],
+            replica.get("version"),
             replica["state"] if replica["alive"] else "gone",
             age(now - replica["last_seen_ms"] / 1000),
             f"{replica['running']}/{replica['max_jobs']}" if replica["alive"] else None,
@@ -72,7 +73,10 @@ def status(queue: Queues = None, json: Json = False) -> None:
         {"healthy": not idle, **data},
         json,
         table(("queue", ">due", ">deferred", ">running", ">dead", ">oldest due", "state"), queue_rows),
-        table(("queue", "replica", "state", ">seen", ">jobs", ">done", ">failed", ">retried", ">up"), replica_rows),
+        table(
+            ("queue", "replica", "version", "state", ">seen", ">jobs", ">done", ">failed", ">retried", ">up"),
+            replica_rows,
+        ),
         f"{redis['server']} {redis['version']}: {size(redis['used_memory'])} of {limit}, {redis['policy']}, "
         f"answers in {redis['latency_ms']} ms",
     )

@@ -24,10 +24,11 @@ from arq.jobs import (
 )
 from arq.utils import ms_to_datetime, timestamp_ms
 from redis.exceptions import WatchError
+from rich.text import Text
 
 from app.cli.errors import Failure, known, run
 from app.cli.output import Json, as_text, show, table
-from app.cli.queue import full_name
+from app.cli.queue import full_name, time_of
 from app.cli.task import decoded, load, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import keys
@@ -77,7 +78,7 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
             waits = JobStatus.deferred if score > timestamp_ms() else JobStatus.queued
             status = JobStatus.in_progress if mark else waits
             tries = int(over or 0) + (lapses is not None)
-            return Found(job_id, status, name, None if mark else int(score), tries, definition)
+            return Found(job_id, status, name, None if mark else time_of(score), tries, definition)
     raise Failure(f"no job {job_id} in {', '.join(map(keys.short_name, names))}, and no result of it is kept", 1)
 
 
@@ -189,10 +190,10 @@ def status(job_id: Id, queue: Queue = None, json: Json = False) -> None:
     show(data, json, table(("job", job_id), ((k, _cell(v)) for k, v in data.items() if v is not None and k != "id")))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
     if isinstance(value, datetime):
         return value.isoformat(" ", "milliseconds")
-    return value if isinstance(value, str) else as_text(value)
+    return value if isinstance(value, str) else Text(as_text(value))
 
 
 @app.command()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from app.core.text import visible
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
@@ -25,29 +29,35 @@ def show(data: Any, as_json: bool, *parts: RenderableType) -> None:
         for number, part in enumerate(shown):
             if number:
                 console.print()
-            console.print(part, soft_wrap=isinstance(part, str))  # a line of text, an id say, stays one
+            # A line of text, an id say, stays one.
+            console.print(*([visible(part)] if isinstance(part, str) else [part]), soft_wrap=isinstance(part, str))
         sys.stdout.flush()
 
 
 def as_text(data: Any) -> str:
     """Return data as JSON; what JSON lacks, and a job's result can be anything, is shown as Python shows it."""
-    return to_json(data, indent=2, fallback=repr, bytes_mode="base64", inf_nan_mode="null").decode()
+    plain = to_jsonable_python(data, fallback=repr, bytes_mode="base64", inf_nan_mode="null")
+    return visible(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """Return a table; a column whose title begins with ``>`` holds numbers."""
     result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in columns:
-        result.add_column(title.lstrip(">"), justify="right" if title.startswith(">") else "left", overflow="fold")
+        result.add_column(
+            visible(title.lstrip(">"), ""), justify="right" if title.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         result.add_row(*map(_cell, row))
     return result
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> str | Text:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, Text):
+        return value
+    return f"{value:,}" if isinstance(value, int) else visible(str(value), "")
 
 
 def age(seconds: float | None) -> str | None:

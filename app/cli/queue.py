@@ -15,6 +15,7 @@ from app.cli.output import Json, age, show, table
 from app.cli.task import decoded, load, settings_of, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import health, keys
+from app.components.worker.runtime.execution import LATEST_MS
 
 app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
 
@@ -30,6 +31,11 @@ def full_name(queue: str) -> str:
     return keys.QUEUE_PREFIX + queue
 
 
+def time_of(score: float) -> int:
+    """Return a score as ms since the epoch; producers write any, that of a time which Python does not know too."""
+    return int(max(0, min(score, LATEST_MS)))
+
+
 async def look(pool: ArqRedis, queue: str) -> dict[str, Any]:
     """Return how a queue stands. Running jobs are members of the queue too; here each job is counted once."""
     name, now = full_name(queue), timestamp_ms()
@@ -43,8 +49,8 @@ async def look(pool: ArqRedis, queue: str) -> dict[str, Any]:
         pipe.exists(keys.paused(name))
         depth, past, head, leased, lapsed, dead, paused = await pipe.execute()
     # Jobs with a lease stand behind those that are due; a stock worker leaves them where they are.
-    marks = await pool.mget([keys.IN_PROGRESS + job_id.decode() for job_id, _ in head]) if head else []
-    waiting = [due for (_, due), mark in zip(head, marks, strict=True) if mark is None]
+    marks = await pool.mget([keys.IN_PROGRESS.encode() + raw_id for raw_id, _ in head]) if head else []
+    waiting = [time_of(due) for (_, due), mark in zip(head, marks, strict=True) if mark is None]
     in_stock_workers = len(head) - len(waiting)
     return {
         "queue": queue,
@@ -125,25 +131,25 @@ def show_queue(name: Name, json: Json = False) -> None:
 
 
 async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
-    head = [(job_id.decode(), due) for job_id, due in await pool.zrange(queue_name, 0, SHOWN - 1, withscores=True)]
+    head = await pool.zrange(queue_name, 0, SHOWN - 1, withscores=True)
     if not head:
         return []
     now = timestamp_ms()
     prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY)
     async with pool.pipeline(transaction=True) as pipe:
         for prefix in prefixes:
-            pipe.mget([prefix + job_id for job_id, _ in head])
-        pipe.zmscore(keys.leases(queue_name), [job_id for job_id, _ in head])
+            pipe.mget([prefix.encode() + raw_id for raw_id, _ in head])
+        pipe.zmscore(keys.leases(queue_name), [raw_id for raw_id, _ in head])
         payloads, marks, tries, leases = await pipe.execute()
     return [
         {
-            "id": job_id,
+            "id": keys.job_id(raw_id),
             "function": _function(pool, payload),
-            "due_in_s": None if mark else (due - now) / 1000,  # a running one's score says something else
+            "due_in_s": None if mark else (time_of(due) - now) / 1000,  # a running one's score says something else
             "tries": int(over or 0) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
-        for (job_id, due), payload, mark, over, lapses in zip(head, payloads, marks, tries, leases, strict=True)
+        for (raw_id, due), payload, mark, over, lapses in zip(head, payloads, marks, tries, leases, strict=True)
     ]
 
 

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     model_config = _CONFIG
 
     ENVIRONMENT: str = Field("development", description="name of the environment, for tasks and queues to read")
+    APP_VERSION: str = Field("dev", description="tag of the image, and the version that `make health` shows")
     APP_ENV: Literal["dev", "prod"] = Field("prod", description="`dev`: the worker restarts when code changes")
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` to read, `json` to collect")
@@ -146,6 +147,9 @@ class Settings(BaseSettings):
         120, description="seconds until one ends its process, to be started anew"
     )
     WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a replica")
+    WORKER_CHECK_URL_PRIVATE: bool = Field(
+        False, description="the task `check_url` may ask hosts that are not public, which producers may not reach"
+    )
     WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder that tasks read and write files in")
 
     @field_validator("WORKER_QUEUES", mode="before")

@@ -10,6 +10,12 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from app.core.config import settings
+from app.core.text import visible
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def setup(fields: Callable[[], Mapping[str, object]] = dict) -> None:
@@ -18,7 +24,7 @@ def setup(fields: Callable[[], Mapping[str, object]] = dict) -> None:
     def add_fields(record: logging.LogRecord) -> bool:
         extra = fields()
         record.__dict__.update(extra)
-        record.fields = "".join(f" {name}={value}" for name, value in extra.items())
+        record.fields = "".join(f" {name}={visible(str(value), keep='')}" for name, value in extra.items())
         return True
 
     formatter: logging.Formatter
@@ -30,7 +36,7 @@ def setup(fields: Callable[[], Mapping[str, object]] = dict) -> None:
             reserved_attrs=[*RESERVED_ATTRS, "fields"],
         )
     else:
-        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s%(fields)s", "%H:%M:%S")
+        formatter = _Visible("%(asctime)s %(levelname)-7s %(message)s%(fields)s", "%H:%M:%S")
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(add_fields)
     handler.setFormatter(formatter)

@@ -108,6 +108,7 @@ def cli(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -
             "WORKER_DATA_DIR": str(tmp_path_factory.mktemp("data")),
             "WORKER_HEALTH_CHECK_INTERVAL": "1",
             "WORKER_LOAD_TEST_MAX_TRIES": "2",
+            "APP_VERSION": "7.1",
             "LOG_FORMAT": "text",
         }
     )
@@ -304,12 +305,13 @@ async def test_health(cli: Cli) -> None:
     assert {answer.code for answer in (status, probe, table, line)} == {0}
     assert status.data["healthy"]
     assert status.data["redis"]["policy"] == "noeviction"
-    assert {q["queue"]: [r["state"] for r in q["replicas"]] for q in status.data["queues"]} == {
-        "system": ["running"],
-        "load_test": ["running"],
+    assert {q["queue"]: [(r["state"], r["version"]) for r in q["replicas"]] for q in status.data["queues"]} == {
+        "system": [("running", "7.1")],
+        "load_test": [("running", "7.1")],
     }
     assert probe.data == {"healthy": True, "live_replicas": {"system": 1, "load_test": 1}}
     assert "served" in table.out
+    assert "7.1" in table.out
     assert "noeviction, answers in" in table.out
     assert line.out == "healthy; live replicas: system 1\n"
     assert (unserved.code, unserved_line.code) == (1, 1)

@@ -120,7 +120,7 @@ def pick(ids: Iterable[str]) -> st.SearchStrategy[str]:
 ENDS = st.one_of(
     st.tuples(st.just("end"), st.booleans(), st.sampled_from([0, 0, FAR_MS])),
     st.tuples(st.just("dead"), st.booleans(), st.just(0)),
-    st.tuples(st.just("again"), st.booleans(), st.just(0)),
+    st.tuples(st.just("again"), st.booleans(), st.sampled_from([0, 1])),
     st.tuples(st.just("back"), st.just(False), st.just(0)),
 )
 
@@ -433,7 +433,7 @@ class ScriptsMachine(RuleBasedStateMachine):
     def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
         kind, flag, last = end
         if kind == "again":
-            return Settlement(claim.lease, kind, flag * FAR_MS, claim.tries, "")
+            return Settlement(claim.lease, kind, flag * FAR_MS, claim.tries * last, "")
         if kind == "back":
             return Settlement(claim.lease, kind, claim.due_ms, 0, "")
         letter = f"letter of {claim.lease.token}"
@@ -446,7 +446,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         if end.kind in ("again", "back"):
             job.lapses = None
             job.score = now + end.data if end.kind == "again" else end.data  # type: ignore[operator]
-            job.tries = claim.tries if end.kind == "again" else job.tries
+            job.tries = claim.tries if end.kind == "again" and end.amount else job.tries
             return
         del self.jobs[job_id]
         self.aborts.pop(job_id, None)

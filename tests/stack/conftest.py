@@ -19,6 +19,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from ops import commands
 from tests.conftest import copy_checkout, free_port
 
 
@@ -34,7 +35,7 @@ class Stack:
         given = {
             "COMPOSE_PROJECT_NAME": self.project,
             "REDIS_PORT": str(self.port),
-            "APP_IMAGE": "aegis-worker-test",
+            "APP_IMAGE": self.project,  # another stack's code may be another
             "WORKER_HEALTH_CHECK_INTERVAL": "1",
         }
         self.local_file.write_text("".join(f"{name}={value}\n" for name, value in (given | changes).items()))
@@ -58,6 +59,11 @@ class Stack:
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()
 
+    def replicas(self, service: str) -> list[str]:
+        """The service's containers, without those of ``docker compose run``."""
+        argv = [*commands.list_containers(self.project), "--filter", f"label=com.docker.compose.service={service}"]
+        return sorted(self.run(*argv).stdout.split())
+
     def container(self, service: str) -> str:
         (only,) = self.containers(service)
         return only
@@ -79,6 +85,8 @@ class Stack:
 
     def down(self) -> None:
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "1", check=False)
+        images = subprocess.run(["docker", "images", "--quiet", self.project], capture_output=True, text=True).stdout
+        subprocess.run(["docker", "rmi", "--force", *images.split()], capture_output=True)
 
     def report(self) -> str:
         """What one wants to see of a stack on which a test failed."""

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from ops import commands
 from tests.stack import steady
 from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
@@ -38,17 +37,8 @@ def change_code(stack: Stack, text: str) -> None:
     module.write_text(f"{steady.TASK}\n{text}\n")
 
 
-def workers(stack: Stack) -> list[str]:
-    """The replicas, without the container that sends the load."""
-    argv = commands.list_containers(stack.project)
-    found = subprocess.run(
-        [*argv, "--filter", "label=com.docker.compose.service=worker"], capture_output=True, text=True
-    )
-    return sorted(found.stdout.split())
-
-
 def versions(stack: Stack) -> list[str]:
-    return sorted(inspect(worker)["Config"]["Image"].rpartition(":")[2] for worker in workers(stack))
+    return sorted(inspect(worker)["Config"]["Image"].rpartition(":")[2] for worker in stack.replicas("worker"))
 
 
 def journal(stack: Stack) -> list[dict[str, str]]:
@@ -69,13 +59,13 @@ def test_three_deployments_a_bad_one_and_a_rollback_under_load(stack: Stack) -> 
             change_code(stack, f"VERSION = {version!r}")
             stack.make("deploy", f"VERSION={version}")
             assert versions(stack) == [version]
-        before = workers(stack)
+        before = stack.replicas("worker")
         change_code(stack, "raise RuntimeError('a bad version')")
         done = stack.make("deploy", "VERSION=bad", check=False)
         assert done.returncode
         assert "RuntimeError: a bad version" in done.stderr
         assert "bad is not deployed: " in done.stderr
-        assert workers(stack) == before
+        assert stack.replicas("worker") == before
         stack.make("rollback")
         assert versions(stack) == ["v2"]
     is_clean(account)
@@ -91,25 +81,25 @@ def test_three_deployments_a_bad_one_and_a_rollback_under_load(stack: Stack) -> 
 
 
 def test_what_is_deployed_stays_until_the_next_deployment(stack: Stack) -> None:
-    before = workers(stack)
+    before = stack.replicas("worker")
     change_code(stack, "raise RuntimeError('not deployed')")
     stack.make("up")
-    assert workers(stack) == before
+    assert stack.replicas("worker") == before
 
 
 def test_a_version_that_is_not_there(stack: Stack) -> None:
     done = stack.make("rollback", "VERSION=nope", check=False)
     assert done.returncode
-    assert "aegis-worker-test:nope is neither here nor to be pulled" in done.stderr
+    assert f"{stack.project}:nope is neither here nor to be pulled" in done.stderr
     assert "VERSION=a/b: a version has letters" in stack.make("deploy", "VERSION=a/b", check=False).stderr
 
 
 def test_scaling_under_load(stack: Stack) -> None:
     with steady.load(stack) as account:
         stack.make("scale", "N=5")
-        assert len(workers(stack)) == 5
+        assert len(stack.replicas("worker")) == 5
         stack.make("scale", "N=1")
-    assert len(workers(stack)) == 1
+    assert len(stack.replicas("worker")) == 1
     is_clean(account)
 
 
@@ -121,8 +111,8 @@ def test_replicas_follow_the_load(stack: Stack) -> None:
     )
     try:
         with steady.load(stack, rate=600) as account:
-            eventually(lambda: len(workers(stack)) > 1, within_s=40)
-        eventually(lambda: len(workers(stack)) == 1, within_s=60)
+            eventually(lambda: len(stack.replicas("worker")) > 1, within_s=40)
+        eventually(lambda: len(stack.replicas("worker")) == 1, within_s=60)
     finally:
         os.killpg(told.pid, signal.SIGINT)
         said = told.communicate(timeout=30)[1]
@@ -134,7 +124,7 @@ def test_replicas_follow_the_load(stack: Stack) -> None:
 
 STEPS = {
     "while it builds": lambda stack: True,
-    "when new replicas start": lambda stack: len(workers(stack)) > 1,
+    "when new replicas start": lambda stack: len(stack.replicas("worker")) > 1,
     "when old ones drain": lambda stack: "APP_VERSION=cut" in stack.local_file.read_text(),
 }
 
@@ -152,7 +142,7 @@ def test_what_is_cut_short_is_finished_by_the_next(stack: Stack, number: signal.
                 time.sleep(0.1)
             os.killpg(deploy.pid, number)
             deploy.communicate(timeout=60)
-            assert workers(stack), name
+            assert stack.replicas("worker"), name
             stack.make("deploy", f"VERSION=whole-{number}-{step}")
             assert versions(stack) == [f"whole-{number}-{step}"], name
     is_clean(account)
@@ -171,11 +161,11 @@ def test_of_two_at_once_the_second_says_who_has_the_lock(stack: Stack) -> None:
 
 
 def test_redis_is_deployed_by_itself(stack: Stack) -> None:
-    worker = workers(stack)
+    worker = stack.replicas("worker")
     stack.local_file.write_text(stack.local_file.read_text() + "REDIS_MAXMEMORY=300mb\n")
     with steady.load(stack, rate=50) as account:
         said = stack.make("deploy-redis").stderr
     assert "jobs waited" in said
     assert account.lost == 0, account
     assert stack.redis("config", "get", "maxmemory").split()[-1] == str(300 << 20)
-    assert workers(stack) == worker
+    assert stack.replicas("worker") == worker

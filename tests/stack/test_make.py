@@ -33,8 +33,8 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 def test_alone_it_lists_every_target(checkout: Path) -> None:
     listed = re.findall(r"^  make (\S+)", make(checkout).stdout, re.MULTILINE)
-    (phony,) = re.findall(r"^\.PHONY: (.*?)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE)
-    assert listed == phony.split()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed == targets
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ops import commands, configuration, secrets
+from ops import commands, configuration, envfile, secrets
 from ops.configuration import ROOT, ConfigurationError
 from ops.credentials import ACL_TEMPLATE
 
@@ -27,6 +27,7 @@ def load(tmp_path: Path) -> Load:
     """Loads env/test.env, made of the good one and what is given, from a tree with the project's own layers."""
     (tmp_path / "env").mkdir()
     (tmp_path / "compose").symlink_to(ROOT / "compose")
+    (tmp_path / "app").symlink_to(ROOT / "app")
     (tmp_path / "env" / "base.env").write_text((ROOT / "env" / "base.env").read_text())
 
     def load(text: str = "", local: str = "", name: str = "test", **shell: str) -> configuration.Environment:
@@ -50,20 +51,34 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ENV=prod", "it has to be its own name, ENV=test"),
-        ("COMPOSE_FILE=", "COMPOSE_FILE is missing in env/test.env"),
-        (
-            "COMPOSE_FILE=compose/base.yml:compose/nope.yml",
-            "compose/nope.yml, which is not there; compose/ has base.yml",
-        ),
         ("not a line", "env/test.env:4: not NAME=value: not a line"),
         ("REDIS_PASSWORD=secret", "REDIS_PASSWORD does not go into env files"),
         ("WORKER_SIGNING_KEY=secret", "WORKER_SIGNING_KEY does not go into env files"),
-        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: a number of replicas"),
-        ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: an amount of memory"),
+        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: it is a number of replicas, 0 or more"),
+        ("WORKER_REPLICAS=²", "WORKER_REPLICAS=²: it is a number of replicas, 0 or more"),
+        ("WORKER_MEDIA_REPLICAS=", "WORKER_MEDIA_REPLICAS=: it is a number of replicas, 0 or more"),
+        ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: it is an amount of memory"),
+        ("REDIS_MAXMEMORY=0", "REDIS_MAXMEMORY=0: it is an amount of memory"),
+        ("WORKER_MEMORY_LIMIT=512M", "WORKER_MEMORY_RESERVATION=1G is more than WORKER_MEMORY_LIMIT=512M"),
+        ("WORKER_CPU_LIMIT=lots", "WORKER_CPU_LIMIT=lots: it is a number of CPUs, more than 0"),
+        ("WORKER_CPU_RESERVATION=0.0", "WORKER_CPU_RESERVATION=0.0: it is a number of CPUs, more than 0"),
+        ("REDIS_PORT=70000", "REDIS_PORT=70000: it is a port from 1 to 65535"),
+        ("REDIS_PORT=0", "REDIS_PORT=0: it is a port from 1 to 65535"),
+        ("REDIS_DB=-1", "REDIS_DB=-1: it is the number of a database"),
+        ("LOG_MAX_SIZE=10", "LOG_MAX_SIZE=10: it is a size"),
+        ("LOG_MAX_FILES=0", "LOG_MAX_FILES=0: it is a number of files, 1 or more"),
+        ("RESTART_POLICY=never", "RESTART_POLICY=never: it is unless-stopped, always, on-failure or no"),
+        ("REDIS_APPENDFSYNC=sometimes", "REDIS_APPENDFSYNC=sometimes: it is everysec, always or no"),
+        ("HEALTHCHECK_INTERVAL_SECONDS=0", "HEALTHCHECK_INTERVAL_SECONDS=0: it is a whole number of seconds, 1 or"),
+        ("WORKER_STOP_GRACE_SECONDS=1.5", "WORKER_STOP_GRACE_SECONDS=1.5: it is a whole number of seconds, 1 or more"),
+        ("WORKER_JOB_COMPLETION_WAIT=-1", "WORKER_JOB_COMPLETION_WAIT=-1: it is a whole number of seconds, 0 or more"),
+        ("APP_VERSION=a b", "APP_VERSION=a b: it is the tag of an image"),
+        ("REDIS_IMAGE=", "REDIS_IMAGE=: it is the name of an image"),
+        ("WORKER_QUEUES=system,nope", "WORKER_QUEUES: unknown queue nope: the queues are load_test, media, system"),
+        ("WORKER_REPLICSA=3", "env/test.env: WORKER_REPLICSA is not in env/base.env: did you mean WORKER_REPLICAS?"),
+        ("LOG_LEVEL=INFO\nLOG_LEVEL=DEBUG", "env/test.env:5: LOG_LEVEL stands in line 4, too"),
         ("WORKER_JOB_COMPLETION_WAIT=45", "has to be less than WORKER_STOP_GRACE_SECONDS=45"),
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
-        ("COMPOSE_FILE=compose/base.yml:compose/tls.yml", "compose/tls.yml, so it needs REDIS_SSL=true"),
         ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
         ("BACKUP_AGE_RECIPIENT=age1x\nBACKUP_GPG_RECIPIENT=me", "encrypted with one of them"),
         ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
@@ -76,13 +91,52 @@ def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ENV", "prod", "it has to be its own name, ENV=test"),
+        ("COMPOSE_PROJECT_NAME", "Aegis", "COMPOSE_PROJECT_NAME=Aegis: it is small letters, digits, - and _"),
+        ("COMPOSE_FILE", "", "COMPOSE_FILE is missing in env/test.env"),
+        ("COMPOSE_FILE", "base.yml:nope.yml", "compose/nope.yml, which is not there; compose/ has base.yml, dev.yml"),
+        ("COMPOSE_FILE", "base.yml:common.yml", "compose/common.yml, which is no layer; compose/ has base.yml"),
+        ("COMPOSE_FILE", "base.yml:tls.yml", "compose/tls.yml, so it needs REDIS_SSL=true"),
+        ("COMPOSE_FILE", "base.yml:dev.yml:dev.yml", "COMPOSE_FILE names compose/dev.yml twice"),
+        ("COMPOSE_FILE", "dev.yml:base.yml", "COMPOSE_FILE begins with compose/dev.yml: compose/base.yml has to come"),
+        ("COMPOSE_FILE", "base.yml:queues.yml:dev.yml", "names compose/queues.yml before compose/dev.yml: it has to"),
+        ("COMPOSE_FILE", "base.yml:../../etc/x.yml", "compose/../../etc/x.yml: a layer is a file of this checkout"),
+        ("COMPOSE_FILE", "base.yml:/etc/x.yml", "names /etc/x.yml: a layer is a file of this checkout"),
+    ],
+)
+def test_what_makes_the_stack_is_checked(load: Load, key: str, value: str, said: str) -> None:
+    if key == "COMPOSE_FILE" and value:
+        value = ":".join(name if name.startswith("/") else f"compose/{name}" for name in value.split(":"))
+    with pytest.raises(ConfigurationError) as caught:
+        load(local=f"{key}={value}")
+    assert said in str(caught.value)
+
+
+def test_variables_of_a_teams_own_are_left_alone(load: Load) -> None:
+    assert load("SMTP_HOST=mail\nWORKER_MEDIA_MAX_JOBS=2\nWORKER_VIDEO_CPU_LIMIT=2").values["SMTP_HOST"] == "mail"
+
+
+def test_files_that_cannot_be_read_are_named(load: Load, tmp_path: Path) -> None:
+    file = tmp_path / "env" / "test.local.env"
+    for make, said in (
+        (lambda: file.write_bytes(b"A=1\nB=\xff\n"), "env/test.local.env:2: not UTF-8: save the file as UTF-8"),
+        (lambda: (file.unlink(), file.mkdir()), "env/test.local.env: cannot be read: Is a directory"),
+    ):
+        make()
+        with pytest.raises(ConfigurationError, match=said):
+            load()
+
+
 def test_tls_to_another_redis_needs_no_layer(load: Load) -> None:
     assert not load("REDIS_SSL=true\nREDIS_URL=redis://redis.example.org:6380").tls
 
 
 def test_an_environment_with_tls(load: Load) -> None:
     text = "COMPOSE_FILE=compose/base.yml:compose/tls.yml\nREDIS_SSL=true\nREDIS_TLS_NAMES= a.example.org, ::1,"
-    environment = load(text)
+    environment = load(local=text)
     assert environment.tls
     assert environment.redis_names == ["a.example.org", "::1"]
 
@@ -144,7 +198,7 @@ def test_a_variable_is_written_in_place(tmp_path: Path) -> None:
     configuration.write(file, "WORKER_REPLICAS", "3")
     file.write_text(file.read_text() + "MINE=1\n")
     configuration.write(file, "WORKER_REPLICAS", "5")
-    assert configuration.parse(file.read_text())[0] == {"MINE": "1", "WORKER_REPLICAS": "5"}
+    assert envfile.parse(file.read_text())[0] == {"MINE": "1", "WORKER_REPLICAS": "5"}
     assert [path.name for path in tmp_path.iterdir()] == ["dev.local.env"]
 
 
@@ -197,3 +251,57 @@ def test_two_passwords_are_valid_until_the_last_one_is_retired(tmp_path: Path) -
     secrets.retire(folder, ACL_TEMPLATE, "producer")
     assert old not in (folder / secrets.ACL).read_text()
     assert f" on #{new} " in users(folder)["producer"]
+
+
+def test_secrets_that_were_open_to_others_are_closed_and_said(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets" / "test"
+    assert secrets.close(folder) == []
+    secrets.ensure(folder, ACL_TEMPLATE)
+    assert secrets.close(folder) == []
+    folder.chmod(0o750)
+    (folder / "redis_ca.key").touch(mode=0o600)
+    (folder / "redis_ca.key").chmod(0o620)
+    opened, written = secrets.close(folder)
+    assert opened.startswith(f"{folder} was open to other users, and is closed now")
+    assert "`make secrets-rotate`" in opened
+    assert written.startswith(f"{folder / 'redis_ca.key'} was open to other users' writing")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "redis_ca.key").stat().st_mode) == 0o600
+    assert secrets.close(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no password, which is one word"),
+        (b" \n", "holds no password, which is one word"),
+        (b"two words", "holds no password, which is one word"),
+        (b"two\nlines\n", "holds no password, which is one word"),
+        (b"nul\0", "holds no password, which is one word"),
+        (b"\xff", "is not text: delete it"),
+        (None, "is no file: move it away"),
+    ],
+)
+def test_a_secret_that_is_none_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    folder = tmp_path / "secrets" / "test"
+    secrets.ensure(folder, ACL_TEMPLATE)
+    file = folder / secrets.USERS["producer"]
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        secrets.close(folder)
+    assert str(caught.value).startswith(f"{file} {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_secrets_that_is_none_or_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigurationError, match="is no folder"):
+        secrets.close(file)
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigurationError, match="is another user's: `sudo chown"):
+        secrets.close(tmp_path)

@@ -69,7 +69,7 @@ def test_msgpack_and_json_of_other_languages_are_taken() -> None:
 NESTED_EXT = b"\xc0"
 for _ in range(20_000):
     NESTED_EXT = b"\xc9" + len(NESTED_EXT).to_bytes(4, "big") + b"\x02" + NESTED_EXT
-HEAD = b"\x85\xa1t\xc0\xa1f\xa1x\xa1k\x80\xa1et\x00\xa1a"  # a job, as far as its arguments
+HEAD = b"\x85\xa1t\xc0\xa1f\xa1x\xa1k\x80\xa2et\x00\xa1a"  # a job, as far as its arguments
 
 BOMBS = {
     "empty": b"",

@@ -173,7 +173,8 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 @pytest.fixture
-async def ctx() -> AsyncIterator[dict[str, Any]]:
+async def ctx(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Any]]:
+    monkeypatch.setattr(settings, "WORKER_CHECK_URL_PRIVATE", True)
     async with httpx.AsyncClient(timeout=5, follow_redirects=True) as http:
         yield {"http": http}
 

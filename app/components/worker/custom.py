@@ -24,6 +24,7 @@ class CustomWorker(runtime.Worker):
             "backoff": runtime.Backoff(
                 settings.WORKER_RETRY_BACKOFF_SECONDS, settings.WORKER_RETRY_BACKOFF_MAX_SECONDS
             ),
+            "version": settings.APP_VERSION,
             "lease": settings.WORKER_LEASE_SECONDS,
             "blocked_log": settings.WORKER_BLOCKED_LOG_SECONDS,
             "blocked_exit": settings.WORKER_BLOCKED_EXIT_SECONDS,

@@ -19,7 +19,7 @@ BATCH = 500
 async def ids(redis: Redis, queue_name: str, most: int = -1) -> list[str]:
     """Return the ids of a queue's dead letters, the latest first."""
     last = most - 1 if most > 0 else -1
-    return [job_id.decode() for job_id in await redis.zrevrange(keys.dead(queue_name), 0, last)]
+    return [keys.job_id(raw_id) for raw_id in await redis.zrevrange(keys.dead(queue_name), 0, last)]
 
 
 async def read(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
                 *job_ids[first : first + BATCH],
             ],
         )
-        revived += [job_id.decode() for job_id in done]
+        revived += map(keys.job_id, done)
     return revived
 
 

@@ -76,6 +76,13 @@ class Refusal(Exception):
         self.error = error
 
 
+class UnknownFunction(Refusal):
+    """A job is not run here; another replica may know its function."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__("unknown function", JobExecutionFailed(f"function {function!r} not found"))
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The job is over: its result, or the exception that ended it; ``reason`` is a dead letter's."""

@@ -19,6 +19,7 @@ async def record(
 ) -> int:
     """Write a replica's state, which has to be JSON data, and enter the replica in its queue's registry.
 
+    Others rely on its ``state``, "running" while it claims jobs, and on its ``functions``, the names of those it knows.
     Returns how many replicas the queue had within the life of a record.
     """
     async with redis.pipeline(transaction=True) as pipe:
@@ -37,6 +38,17 @@ async def forget(redis: Redis, queue_name: str, replica: str) -> None:
         pipe.delete(keys.health(queue_name, replica))
         pipe.zrem(keys.replicas(queue_name), replica)
         await pipe.execute()
+
+
+async def known(redis: Redis, queue_name: str) -> frozenset[str]:
+    """Return the names of all functions that replicas know which claim jobs of the queue."""
+    replicas = await read(redis, queue_name)
+    return frozenset(
+        name
+        for replica in replicas
+        if replica.get("state") == "running"
+        for name in replica.get("functions", ())  # one of an earlier runtime says nothing
+    )
 
 
 async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:

@@ -16,6 +16,11 @@ RESULT = result_key_prefix  #: + id, string: the result
 RETRY = retry_key_prefix  #: + id, integer: tries that are over; one that a stock worker has begun counts as well
 
 
+def job_id(raw: bytes) -> str:
+    """A job's id as text; one that is not UTF-8 has escapes in it, ``\\xff`` say, and goes by it once claimed."""
+    return raw.decode(errors="backslashreplace")
+
+
 def short_name(queue_name: str) -> str:
     """``arq:queue:media`` → ``media``; a queue named otherwise keeps its whole name."""
     return queue_name.removeprefix(QUEUE_PREFIX)

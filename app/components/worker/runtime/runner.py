@@ -20,7 +20,21 @@ from arq.worker import Function, JobExecutionFailed
 from . import keys
 from .commits import Commits
 from .context import RunningJob, current_job
-from .execution import NO_TIMEOUT_S, Again, Cause, Ended, Refusal, RetryOn, Run, dead_letter, decide, described, read
+from .execution import (
+    NO_TIMEOUT_S,
+    Again,
+    Cause,
+    Ended,
+    Refusal,
+    RetryOn,
+    Run,
+    UnknownFunction,
+    dead_letter,
+    decide,
+    described,
+    read,
+)
+from .peers import Peers
 from .policies import Backoff
 from .scripts import Settlement
 
@@ -34,6 +48,7 @@ class JobRunner(arq.worker.Worker):
     """What claims jobs is in ``worker.py``: it gives each to ``_carry``, in a task of its own."""
 
     _commits: Commits
+    _peers: Peers
 
     def __init__(
         self,
@@ -64,6 +79,8 @@ class JobRunner(arq.worker.Worker):
             function = self._function_for(run)
         except Refusal as refusal:
             self._set_context(run)
+            if isinstance(refusal, UnknownFunction) and await self._leave(run):
+                return
             logger.warning("not run: %s", refusal)
             self._settle_end(run, Ended(False, refusal.error, refusal.reason))
             return
@@ -100,11 +117,19 @@ class JobRunner(arq.worker.Worker):
             raise Refusal("aborted", asyncio.CancelledError())
         run.function = function = self.functions.get(job.function)
         if function is None:
-            raise Refusal("unknown function", JobExecutionFailed(f"function {job.function!r} not found"))
+            raise UnknownFunction(job.function)
         most = self._max_tries(function)
         if job.tries > most:
             raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
         return function
+
+    async def _leave(self, run: Run) -> bool:
+        """Leave a job that is not known here to replicas that know it; return False where there are none."""
+        run.interruptible = False  # it is as good as given back
+        if not await self._peers.know(run.job.function):
+            return False
+        self._settle(run, Settlement(run.claim.lease, "again", int(self._peers.leave() * 1000), 0, ""))
+        return True
 
     async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again | None:
         """Run the job's code; return what is to become of it, None where that is no longer ours to say."""
@@ -216,7 +241,7 @@ class JobRunner(arq.worker.Worker):
             settlement = Settlement(run.claim.lease, "back", run.claim.due_ms, 0, "")
         self._settle(run, settlement, after)
 
-    def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None) -> None:
+    def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None = None) -> None:
         run.settling = True
         context = copy_context() if after else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,8 @@ from redis.exceptions import RedisError
 
 from . import keys
 from .policies import Backoff, RateLimit
+
+logger = logging.getLogger(__name__)
 
 #: What Redis answers, or does not, while it restarts, loads, fails over, cannot save, lacks replicas or is full: there
 #: are more such answers than classes for them (MISCONF, NOREPLICAS, …), and to end would help with none.
@@ -60,7 +63,7 @@ class Claim(NamedTuple):
     due_ms: int
     tries: int  #: this one included
     lapsed: bool  #: its last lease has, so that a try of it may still go on
-    abort_ms: int | None  #: when its abort was asked for
+    abort_ms: float | None  #: when its abort was asked for
     payload: bytes | None  #: None where it has expired
 
 
@@ -110,8 +113,8 @@ class Scripts:
         self._limits = (global_concurrency, *limits)
         self._name = uuid4().hex[:16]
         self._claims = 0
-        self._claim, self._renew, self._recall, self._settle = (
-            script(redis, name) for name in ("claim", "renew", "recall", "settle")
+        self._claim, self._rename, self._renew, self._recall, self._settle = (
+            script(redis, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
 
     async def claim(self, wanted: int) -> Claims:
@@ -143,16 +146,29 @@ class Scripts:
         fields = iter(flat)
         jobs = [
             Claim(
-                Lease(job_id.decode(), token),
+                Lease(await self._readable(raw_id, token), token),
                 int(float(due)),
                 tries,
                 bool(lapsed),
-                int(float(abort)) if abort else None,
+                float(abort) if abort else None,
                 payload,
             )
-            for job_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True)
+            for raw_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True)
         ]
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
+
+    async def _readable(self, raw_id: bytes, token: str) -> str:
+        """Return the id of a job that we claimed; where it is not UTF-8, give the job one that is."""
+        job_id = keys.job_id(raw_id)
+        if job_id.encode() != raw_id:
+            job_id = (
+                await self._rename(
+                    keys=[self._queue, keys.leases(self._queue)],
+                    args=[raw_id, job_id, token, self._lease_ms, keys.IN_PROGRESS, keys.JOB, keys.RETRY],
+                )
+            ).decode()
+            logger.warning("job id %r is not UTF-8: the job goes on as %s", raw_id, job_id)
+        return job_id
 
     async def renew(self, leases: Iterable[Lease]) -> list[Lease]:
         """Renew leases; return copies of those that are lost."""
@@ -163,7 +179,7 @@ class Scripts:
             keys=[self._queue, keys.leases(self._queue)],
             args=[self._lease_ms, keys.IN_PROGRESS, *flat],
         )
-        return [Lease(job_id.decode(), token.decode()) for job_id, token in lost]
+        return [Lease(keys.job_id(raw_id), token.decode()) for raw_id, token in lost]
 
     async def recall(self, known: Iterable[Lease]) -> int:
         """Give back the claims whose reply was lost, which are all but those of these leases; return how many."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from signal import Signals
 from time import monotonic, time
 from typing import Any
@@ -30,6 +31,7 @@ from .connection import prepare
 from .cron import Cron
 from .execution import Again, Cause, Run
 from .keeper import Keeper
+from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
 from .scripts import RECONNECT, UNAVAILABLE, Claim, Lease, Scripts, cancelled
@@ -61,6 +63,7 @@ class Worker(JobRunner):
     :param rate_limit: jobs that begin in a time, over all replicas, such as ``"10/s"`` or ``RateLimit(10, 1)``
     :param global_concurrency: jobs of the queue that run at a time, over all replicas; 0 for any number
     :param replica: this process's name among the queue's replicas; host and process id by default
+    :param version: of the app, for people to see in its health record
     :param on_beat: called about once a second for as long as the loop turns and Redis answers
     :param lease: seconds until the jobs of a worker that died are claimed by others
     :param blocked_log: seconds until an event loop that does not turn has its stack logged
@@ -74,6 +77,7 @@ class Worker(JobRunner):
         rate_limit: RateLimit | str | None = None,
         global_concurrency: int = 0,
         replica: str | None = None,
+        version: str | None = None,
         on_beat: Callable[[], object] | None = None,
         lease: float = 12,
         blocked_log: float = 2,
@@ -84,6 +88,7 @@ class Worker(JobRunner):
         self.rate_limit = RateLimit.parse(rate_limit) if isinstance(rate_limit, str) else rate_limit
         self.global_concurrency = global_concurrency
         self.replica = replica or f"{socket.gethostname()}-{os.getpid()}"
+        self.version = version
         self.on_beat = on_beat
         self.lease_s = lease
         self.blocked_log_s = blocked_log
@@ -99,6 +104,7 @@ class Worker(JobRunner):
         self._told_later: asyncio.TimerHandle | None = None
         self._replicas = 1
         self._stop_at: float | None = None
+        self._stated: str | None = None  # in the last health record, None where that may have lapsed
         self._last_beat = 0.0
         self._started_at = time()
 
@@ -129,6 +135,7 @@ class Worker(JobRunner):
         await self.startup()
         self._scripts = self._make_scripts(self.pool)
         self._commits = Commits(self._scripts)
+        self._peers = Peers(self.pool, self.queue_name)
         database = self.pool.connection_pool.connection_kwargs.get("db", 0)
         self._listener = Listener(
             self.pool,
@@ -211,7 +218,7 @@ class Worker(JobRunner):
             self.allow_pick_jobs = False
             self._stop_at = monotonic() + self._job_completion_wait
             logger.info("%s: draining %d jobs, %ds at most", signum.name, len(self.tasks), self._job_completion_wait)
-            self._last_health_check = 0
+            self._urgent.set()
             if self.on_stop:
                 self.on_stop(signum)
         else:
@@ -232,10 +239,13 @@ class Worker(JobRunner):
             try:
                 if self._failures:
                     await self._return(monotonic() - away_since)
+                if self._stated is None:
+                    await self.record_health()  # before the first claim: others go by it
                 wait_s = await self._look()
             except UNAVAILABLE as error:
                 away_since = away_since if self._failures else monotonic()
                 self._failures += 1
+                self._stated = None
                 wait_s = RECONNECT.delay(self._failures)
                 logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
                 await asyncio.sleep(wait_s)
@@ -248,6 +258,7 @@ class Worker(JobRunner):
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
         self._lose(await self._scripts.renew(self._leases()))
         await self._scripts.recall([run.claim.lease for run in self._runs.values()])
+        self._peers.doubt()
         if away_s > self.lease_s / 2:
             await asyncio.sleep(OTHERS_FIRST_S)
 
@@ -268,6 +279,7 @@ class Worker(JobRunner):
         claims = await self._scripts.claim(wanted)
         for claim in await self._still_ours(claims.jobs, asked):
             self._start(claim)
+        next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
         if claims.jobs or told:
             self._late = not claims.jobs
@@ -275,14 +287,14 @@ class Worker(JobRunner):
             return 0
         if len(claims.jobs) == free or claims.limited:
             await self._listener.stop()  # there is more than we can take: no need to be told
-            return claims.wait_s if claims.limited and claims.wait_s is not None else IDLE_LOOK_S
+            return next_s if claims.limited else IDLE_LOOK_S
         if not self._listener.listening and not self.burst:
             await self._listener.start()
             return 0  # for what was enqueued meanwhile
         wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
-        return wait_s if claims.wait_s is None else min(wait_s, claims.wait_s)
+        return min(wait_s, next_s)
 
     async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
         """Return claims less those that others took, where we stood still for longer than leases last meanwhile."""
@@ -367,9 +379,9 @@ class Worker(JobRunner):
                 run.interrupt(Cause.LOST)
 
     async def _interrupt_aborted(self) -> None:
-        for job_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
+        for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
             # An older request was for a job that had this id before.
-            if (run := self._runs.get(job_id.decode())) and asked_ms >= run.job.enqueued_ms:
+            if (run := self._runs.get(keys.job_id(raw_id))) and asked_ms >= run.job.enqueued_ms:
                 run.interrupt(Cause.ABORT)
 
     async def _pulse(self) -> None:
@@ -391,10 +403,13 @@ class Worker(JobRunner):
     async def record_health(self) -> None:
         """Write this replica's record, every ``health_check_interval`` seconds and when a drain begins."""
         now = time()
-        if now - self._last_health_check < self.health_check_interval:
+        stated = "running" if self._stop_at is None else "draining"
+        if stated == self._stated and now - self._last_health_check < self.health_check_interval:
             return
         state = {
-            "state": "running" if self._stop_at is None else "draining",
+            "state": stated,
+            "version": self.version,
+            "functions": list(self.functions),
             "pid": os.getpid(),
             "started_at": self._started_at,
             "max_jobs": self.max_jobs,
@@ -411,7 +426,7 @@ class Worker(JobRunner):
             now_ms=int(now * 1000),
             interval_s=self.health_check_interval,
         )
-        self._last_health_check = now
+        self._last_health_check, self._stated = now, stated
         await self.pool.zremrangebyscore(keys.ABORT, "-inf", (now - KEEP_ABORTS_S) * 1000)
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -16,9 +17,12 @@ from typing import Any
 
 import httpx
 
-from app.components.worker.tasks import files
+from app.components.worker.tasks import files, web
+from app.core.config import settings
 
 logger = logging.getLogger(__name__)
+
+CHECK_WITHIN_S = 60  #: redirects included, however slowly each answers
 
 
 def peak_rss() -> int:
@@ -92,7 +96,8 @@ async def check_url(ctx: dict[str, Any], url: str, expect: int = 200) -> dict[st
     """GET a URL and return its ``status`` and the ``seconds`` until it came, redirects included.
 
     Raises ``RuntimeError``, which names both, where there is no answer or another one than ``expect``, so that the
-    job is tried again; ``ValueError`` where the URL is not one of http or https.
+    job is tried again; ``ValueError`` where the URL is not one of http or https, or leads, by a redirect too, to an
+    address that is not public, unless ``WORKER_CHECK_URL_PRIVATE`` allows it.
     """
     try:
         target = httpx.URL(url)
@@ -105,10 +110,12 @@ async def check_url(ctx: dict[str, Any], url: str, expect: int = 200) -> dict[st
         raise ValueError(f"{target!r} must have a port from 1 to 65535")
     started = time.perf_counter()
     try:
-        # Streamed, since nobody reads the body, which may have no end.
-        async with ctx["http"].stream("GET", target) as response:
+        async with contextlib.AsyncExitStack() as stack, asyncio.timeout(CHECK_WITHIN_S):
+            http = ctx["http"] if settings.WORKER_CHECK_URL_PRIVATE else await stack.enter_async_context(web.client())
+            # Streamed, since nobody reads the body, which may have no end.
+            response = await stack.enter_async_context(http.stream("GET", target))
             status: int = response.status_code
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, TimeoutError) as error:
         raise RuntimeError(f"{target!r} does not answer: {error!r}") from error
     if status != expect:
         raise RuntimeError(f"{target!r} answers {status}, not {expect}")

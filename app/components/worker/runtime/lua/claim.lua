@@ -56,6 +56,10 @@ local ids, due_at, scores = {}, {}, {}
 local function take(id, due, score)
   local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PX', lease_ms)
   if taken then
+    if tonumber(score) < 0 then -- no time, and nothing can be added to -inf
+      redis.call('ZREM', queue, id)
+      due, score = math.max(due, 0), 0
+    end
     local n = #ids + 1
     ids[n], due_at[n], scores[n] = id, due, score
   end
@@ -142,5 +146,6 @@ if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period
   reply[3] = 1
 end
-reply[1] = next_look and math.max(0, next_look - now) or false
+-- Producers write any score; of one beyond what an integer holds, the reply would hold a negative one.
+reply[1] = next_look and math.min(math.max(0, next_look - now), 2 ^ 53) or false
 return reply

@@ -21,7 +21,7 @@
   'end'    , result ('' to keep none), ms to keep it (0 for ever), ms to leave the in-progress mark (0 to remove it; a
            cron job's keeps a late replica from running it again)
   'dead'   , the same, but the last is what the dead letter says, JSON
-  'again'  , ms until it is due, tries that are over, ''
+  'again'  , ms until it is due, tries that are over, '' (0: the try does not count)
   'back'   , due time in ms, 0, '': the try does not count
 
   Returns for each job 1, or 0 where the lease is no longer ours and nothing was changed.
@@ -30,7 +30,7 @@ local queue, leases, abort, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local marks, settled, left, ended, garbage = {}, {}, {}, {}, {}
+local marks, settled, again, left, ended, garbage = {}, {}, {}, {}, {}, {}
 
 for n = 7, #ARGV, 6 do
   marks[#marks + 1] = in_progress .. ARGV[n]
@@ -48,10 +48,12 @@ for i, mark in ipairs(marks) do
   settled[i] = ours and 1 or 0
   if ours and (kind == 'again' or kind == 'back') then
     if kind == 'again' then
-      redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
+      if amount ~= '0' then
+        redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
+      end
       data = now + data
     end
-    redis.call('ZADD', queue, 'XX', data, id) -- XX: a job that was purged meanwhile stays away
+    again[#again + 1], again[#again + 2] = data, id
     left[#left + 1] = id
     garbage[#garbage + 1] = mark
   elseif ours then
@@ -78,6 +80,10 @@ for i, mark in ipairs(marks) do
   end
 end
 
+if #again > 0 then
+  -- Once: each is an event that workers hear of. XX: a job that was purged meanwhile stays away.
+  redis.call('ZADD', queue, 'XX', unpack(again))
+end
 if #left > 0 then
   redis.call('ZREM', leases, unpack(left))
   redis.call('UNLINK', unpack(garbage))

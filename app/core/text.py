@@ -1,0 +1,16 @@
+"""Text from outside, on its way to a terminal."""
+
+from __future__ import annotations
+
+import re
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Return text with all that a terminal acts upon, or does not show, as ``\\uXXXX``, save what is in ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return re.sub("(....)", r"\\u\1", char.encode("utf-16-be", "surrogatepass").hex())

@@ -1,0 +1,52 @@
+"""Known vulnerabilities in what is locked: `python3 -m ops.audit LOCK… [--OPTION=VALUE…]`, with pip-audit's options.
+
+It ends with 1 where there are any, and says so where nobody could be asked: that is no success.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+SERVICES = ("osv", "pypi")  #: pip-audit's names of those that keep advisories; the first that answers will do
+
+
+def main(arguments: Sequence[str]) -> int:
+    locks = [part for lock in arguments if not lock.startswith("-") for part in ("--requirement", lock)]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    argv = ["pip-audit", *locks, *options, "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
+    # What cannot be read at all must not pass for what nobody could be asked about.
+    readable = subprocess.run([*argv, "--dry-run"], capture_output=True, text=True)
+    if readable.returncode:
+        print(f"FAIL  pip-audit\n{readable.stderr}", end="")
+        return 1
+    for service in SERVICES:
+        ask = [*argv, "--vulnerability-service", service, "--format", "json", "--timeout", "10"]
+        answer = subprocess.run(ask, capture_output=True, text=True).stdout
+        asked = json.loads(answer)["dependencies"] if answer else []
+        known = [dependency for dependency in asked if "skip_reason" not in dependency]
+        if known:
+            return tell(known, [dependency["name"] for dependency in asked if dependency not in known])
+    print("skip  pip-audit skipped: no advisory service answers")
+    return 0
+
+
+def tell(known: Sequence[dict[str, Any]], unknown: Sequence[str]) -> int:
+    """Print what is vulnerable, and what the service does not know; return the exit code."""
+    found = [
+        f"{each['name']} {each['version']}: {vulnerability['id']}, "
+        f"mended in {', '.join(vulnerability['fix_versions']) or 'no version'}"
+        for each in known
+        for vulnerability in each["vulns"]
+    ]
+    print("FAIL  pip-audit" if found else "ok    pip-audit", *found, sep="\n")
+    if unknown:
+        print(f"      not known to the advisory service: {', '.join(unknown)}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
