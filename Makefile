@@ -77,6 +77,15 @@ releases: ## The versions that were deployed, and which can be rolled back to
 deploy-redis: ## Save, then start Redis anew with the image and configuration of now
 	@$(OPS) deploy-redis
 
+backup: ## Write an archive of all jobs and results into backups/, the latest KEEP=7 stay
+	@$(OPS) backup $(if $(KEEP),--keep '$(KEEP)')
+
+restore: ## Replace what Redis holds by FILE=backups/… (YES=1 on a stack that is up; AGE_IDENTITY=file)
+	@$(OPS) restore '$(FILE)' $(if $(YES),--yes) $(if $(AGE_IDENTITY),--identity '$(AGE_IDENTITY)')
+
+upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-alpine
+	@$(OPS) upgrade-redis '$(IMAGE)'
+
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
 
