@@ -26,8 +26,11 @@ VENV = .venv/installed
 .PHONY: $(filter-out $(VENV),$(MAKECMDGOALS)) # no target is a file, but that one
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@/ { print substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' \
+	  $(MAKEFILE_LIST)
 	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env; DRY_RUN=1 only prints"
+
+##@ Run
 
 engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)
 	@ops/engine.sh
@@ -44,26 +47,16 @@ destroy: ## Delete the containers, networks and all data; asks for the environme
 restart: ## Restart the containers; running jobs are drained
 	@$(OPS) restart
 
-ps: ## Containers and their health
-	@$(OPS) compose ps
-
-logs: ## Follow the logs (ARGS="redis" for one service's)
-	@$(OPS) compose logs --follow --tail=100 $(ARGS)
-
-config: ## The merged Compose configuration
-	@$(OPS) compose config
-
-shell: ## A shell in a worker's container
-	@$(OPS) compose exec worker sh
-
-redis-cli: ## redis-cli, logged in (ARGS="info memory" for one command)
-	@$(OPS) redis-cli $(ARGS)
-
 scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
 	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force)
 
 autoscale: ## Scale by what waits in the queues, until Ctrl-C: MIN=1 MAX=5 (QUEUE=media)
 	@$(OPS) autoscale '$(MIN)' '$(MAX)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force) $(ARGS)
+
+local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
+	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local
+
+##@ Deploy
 
 deploy: ## Replace the workers without a pause: the checkout's commit, or VERSION=1.4.2
 	@$(OPS) deploy $(if $(VERSION),--version '$(VERSION)')
@@ -77,14 +70,8 @@ releases: ## The versions that were deployed, and which can be rolled back to
 deploy-redis: ## Save, then start Redis anew with the image and configuration of now
 	@$(OPS) deploy-redis
 
-unlock: ## Break the lock of a change that hangs
-	@$(OPS) unlock
-
-events: ## What happened, in order (ARGS="--since 2h", --follow, --json)
-	@$(OPS) events $(ARGS)
-
-diag: ## One redacted archive for a bug report
-	@$(OPS) diag
+upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-alpine
+	@$(OPS) upgrade-redis '$(IMAGE)'
 
 bundle: ## Everything for a host without a network, in one file (FILE=…)
 	@$(OPS) bundle $(if $(FILE),--file '$(FILE)')
@@ -92,23 +79,48 @@ bundle: ## Everything for a host without a network, in one file (FILE=…)
 load: ## Bring in a bundle: FILE=…
 	@$(OPS) load '$(FILE)'
 
-doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
-	@$(OPS) doctor $(ARGS)
+unlock: ## Break the lock of a change that hangs
+	@$(OPS) unlock
+
+##@ Look
 
 health: ## Queues, replicas and Redis at a glance
 	@$(OPS) app health status $(ARGS)
 
+doctor: ## Check the host, the configuration and what runs, and say what to mend (ARGS=--json)
+	@$(OPS) doctor $(ARGS)
+
+events: ## What happened, in order (ARGS="--since 2h", --follow, --json)
+	@$(OPS) events $(ARGS)
+
+ps: ## Containers and their health
+	@$(OPS) compose ps
+
+logs: ## Follow the logs (ARGS="redis" for one service's)
+	@$(OPS) compose logs --follow --tail=100 $(ARGS)
+
+diag: ## One redacted archive for a bug report
+	@$(OPS) diag
+
+config: ## The merged Compose configuration
+	@$(OPS) compose config
+
+shell: ## A shell in a worker's container
+	@$(OPS) compose exec worker sh
+
+redis-cli: ## redis-cli, logged in (ARGS="info memory" for one command)
+	@$(OPS) redis-cli $(ARGS)
+
 load-test: ## Send load and measure it (ARGS="io" by default, or "cpu -n 1000", …)
 	@$(OPS) app load-test $(or $(ARGS),io)
 
-build: ## Build the images
-	@$(OPS) build
+##@ Data and secrets
 
-sbom: ## Print the bill of materials of the workers' image, CycloneDX (QUEUE=media for one queue's)
-	@$(OPS) sbom $(if $(QUEUE),--queue '$(QUEUE)')
+backup: ## Write an archive of all jobs and results into backups/, the latest KEEP=7 stay
+	@$(OPS) backup $(if $(KEEP),--keep '$(KEEP)')
 
-digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; again to take newer ones
-	@$(OPS) digests
+restore: ## Replace what Redis holds by FILE=backups/… (YES=1 on a stack that is up; AGE_IDENTITY=file)
+	@$(OPS) restore '$(FILE)' $(if $(YES),--yes) $(if $(AGE_IDENTITY),--identity '$(AGE_IDENTITY)')
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
@@ -119,8 +131,18 @@ secrets-rotate: ## New passwords for Redis's users, nothing restarts (USER=worke
 certs: ## Make the certificates that are missing, renew those about to expire, list them
 	@$(OPS) certs $(ARGS)
 
-local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
-	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local
+##@ Images
+
+build: ## Build the images
+	@$(OPS) build
+
+sbom: ## Print the bill of materials of the workers' image, CycloneDX (QUEUE=media for one queue's)
+	@$(OPS) sbom $(if $(QUEUE),--queue '$(QUEUE)')
+
+digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; again to take newer ones
+	@$(OPS) digests
+
+##@ Develop
 
 test: $(VENV) ## All tests; those of the stack need the engine
 	@$(PYTHON) -m pytest $(ARGS)

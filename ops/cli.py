@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 from . import (
     autoscale,
+    backup,
     bundle,
     configuration,
     credentials,
@@ -22,8 +23,10 @@ from . import (
     local,
     lock,
     releases,
+    restore,
     secrets,
     supply,
+    upgrade,
 )
 from .configuration import ConfigurationError
 from .stack import Stack, say
@@ -98,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     bundling.add_argument("--file", help="by default .local/aegis-worker-<ENV>-<version>.bundle.tar")
     loading = add("load", bundle.load, "bring in what a bundle has")
     loading.add_argument("file", metavar="FILE")
+    backing_up = add("backup", backup.backup, "write what Redis holds, and what belongs to it, into an archive")
+    backing_up.add_argument("--keep", default=str(backup.KEEP), help="how many of the environment's stay")
+    restoring = add("restore", restore.restore, "replace what Redis holds by a backup")
+    restoring.add_argument("file")
+    restoring.add_argument("--yes", action="store_true", help="also where the stack is up, which is stopped for it")
+    restoring.add_argument("--identity", default="", help="file with the key of an archive encrypted with age")
+    upgrading = add("upgrade-redis", upgrade.upgrade, "run Redis on another image, which may be another server")
+    upgrading.add_argument("image")
     add("unlock", deploy.unlock, "break the lock of a change that hangs", alone=False, engine=False)
 
     add("secrets", credentials.make, "make the secrets that are missing", alone=False, engine=False)

@@ -98,6 +98,23 @@ def save(environment: Environment) -> list[str]:
     return redis_cli(environment, ["SAVE"], terminal=False)
 
 
+def redis_apart(
+    environment: Environment, name: str, steps: Sequence[str], *, stdin: bool, **variables: str
+) -> list[str]:
+    """Run steps of redis/data.sh in a container like Redis's, with its volume, that listens to nobody."""
+    scripts = [
+        part for file in ("data.sh", "survey.lua") for part in ("--volume", f"{ROOT}/redis/{file}:/etc/redis/{file}:ro")
+    ]
+    given = [part for key, value in variables.items() for part in ("--env", f"{key}={value}")]
+    options = ["--rm", "--no-deps", "-T", *([] if stdin else ["--interactive=false"]), "--name", name, *scripts, *given]
+    return compose(environment, "run", *options, "redis", "sh", "/etc/redis/data.sh", *steps)
+
+
+def remove_now(container: str) -> list[str]:
+    """Remove a container, also one that runs."""
+    return ["docker", "rm", "--force", container]
+
+
 def set_passwords(environment: Environment, user: str, hashes: Sequence[str]) -> list[str]:
     """Have the running Redis take these hashes of passwords, and no other; who is logged in stays so."""
     rules = ["resetpass", *(f"#{value}" for value in hashes)]

@@ -167,6 +167,10 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         problems.append(
             f"WORKER_EGRESS=off needs {_SECURE_NETWORK} in COMPOSE_FILE, or workers go out by Redis's network"
         )
+    if values.get("BACKUP_AGE_RECIPIENT") and values.get("BACKUP_GPG_RECIPIENT"):
+        problems.append(
+            "BACKUP_AGE_RECIPIENT and BACKUP_GPG_RECIPIENT are set: an archive is encrypted with one of them"
+        )
 
     wait, grace = (values.get(key, "") for key in ("WORKER_JOB_COMPLETION_WAIT", "WORKER_STOP_GRACE_SECONDS"))
     if wait.isdecimal() and grace.isdecimal() and int(wait) >= int(grace):

@@ -11,6 +11,8 @@ from typing import Any
 from .configuration import ROOT
 from .lock import user
 
+BEGUN = "begun"  #: outcome of what has to be finished or undone where nothing was entered after it
+
 
 def path(environment: str) -> Path:
     return ROOT / ".local" / f"{environment}.journal"
@@ -34,3 +36,9 @@ def read(environment: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue
+
+
+def unfinished(environment: str, event: str) -> dict[str, Any] | None:
+    """Return the entry of a change that was cut short, None where something was done since."""
+    *_, last = [{}, *read(environment)]
+    return last if last.get("event") == event and last.get("outcome") == BEGUN else None

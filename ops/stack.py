@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, TypeVar
 
@@ -113,6 +115,34 @@ class Stack:
         if done.returncode:
             raise ConfigurationError(done.stderr.strip() or f"{shlex.join(argv)}: exit code {done.returncode}")
         return done.stdout
+
+    def take(self, argv: Sequence[str]) -> str:
+        """Run what changes something, and return what it prints, in a dry run nothing. Raises as ``output`` does."""
+        if self.dry_run:
+            self.run(argv)
+            return ""
+        return self.output(argv)
+
+    @contextmanager
+    def pipe(self, argv: Sequence[str], **ends: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a command beside what is done with its ``stdin`` or ``stdout``. Raises as ``output`` does."""
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(argv, cwd=ROOT, env=self._shell, stderr=said, **ends)
+            try:
+                with suppress(BrokenPipeError):  # it says itself why it ended
+                    yield process
+                    if process.stdin:
+                        process.stdin.close()
+                code = process.wait()
+            finally:
+                process.kill()
+                process.wait()
+                for end in filter(None, (process.stdin, process.stdout)):
+                    with suppress(BrokenPipeError):
+                        end.close()
+            if code:
+                said.seek(0)
+                raise ConfigurationError(said.read().decode().strip() or f"{argv[0]}: exit code {code}")
 
     def need_engine(self) -> None:
         """Raise ``ConfigurationError`` where Docker or its Compose is missing, or no engine answers."""

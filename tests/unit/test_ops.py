@@ -80,6 +80,7 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("WORKER_JOB_COMPLETION_WAIT=45", "has to be less than WORKER_STOP_GRACE_SECONDS=45"),
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
         ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
+        ("BACKUP_AGE_RECIPIENT=age1x\nBACKUP_GPG_RECIPIENT=me", "encrypted with one of them"),
         ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
         ("WORKER_EGRESS=no", "WORKER_EGRESS=no: it is on or off"),
         ("WORKER_EGRESS=off", "WORKER_EGRESS=off needs compose/secure-network.yml in COMPOSE_FILE"),
