@@ -65,6 +65,7 @@ def unlock(stack: Stack, _: argparse.Namespace) -> int:
 
 
 def _replace(stack: Stack, event: str, obtain: Callable[[Stack], None]) -> int:
+    lifecycle.must_be_whole(stack)
     began, version, previous = time.monotonic(), stack.version, stack.environment.values["APP_VERSION"]
     hook = {"EVENT": event, "VERSION": version, "PREVIOUS_VERSION": previous}
     if code := _hook(stack, "pre-deploy", **hook):

@@ -38,7 +38,7 @@ def read(environment: str) -> Iterator[dict[str, Any]]:
             continue
 
 
-def unfinished(environment: str, event: str) -> dict[str, Any] | None:
-    """Return the entry of a change that was cut short, None where something was done since."""
+def unfinished(environment: str, event: str | None = None) -> dict[str, Any] | None:
+    """Return the entry of a change, of any or of one kind, that was cut short; None where something was done since."""
     *_, last = [{}, *read(environment)]
-    return last if last.get("event") == event and last.get("outcome") == BEGUN else None
+    return last if last.get("outcome") == BEGUN and event in (None, last["event"]) else None

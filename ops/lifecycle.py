@@ -15,6 +15,7 @@ from .stack import Stack, is_worker, say
 
 
 def up(stack: Stack, _: argparse.Namespace) -> int:
+    must_be_whole(stack)
     credentials.ensure(stack)
     base_images(stack)
     # What `make deploy` brought in stays until it brings in another: the checkout may have moved on.
@@ -24,6 +25,16 @@ def up(stack: Stack, _: argparse.Namespace) -> int:
         return code
     record(stack, "up", version=stack.version)
     return stack.run(commands.compose(stack.environment, "ps"))
+
+
+def must_be_whole(stack: Stack) -> None:
+    """Raise ``ConfigurationError`` where Redis's data may be half way between two places, and would be found empty."""
+    if cut_short := journal.unfinished(stack.name):
+        what = {"restore": "FILE={file}", "upgrade-redis": "IMAGE={image}"}[cut_short["event"]].format(**cut_short)
+        again = f"make {cut_short['event']} {what} ENV={stack.name}"
+        raise ConfigurationError(
+            f"the data of Redis was being replaced, and that was cut short: finish it by `{again}`"
+        )
 
 
 def build(stack: Stack, _: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ def are_here(stack: Stack) -> bool:
 
 def next_version(stack: Stack) -> str:
     """Name what the checkout holds: its commit, with the time where something is changed in it."""
-    described = stack.ask(["git", "describe", "--always", "--dirty=-changed"])
-    version = described.stdout.strip() if described.returncode == 0 else "changed"
+    described = stack.ask(["git", "describe", "--always", "--dirty=-changed"]) if shutil.which("git") else None
+    version = described.stdout.strip() if described and described.returncode == 0 else "changed"
     return f"{version}-{time.strftime('%Y%m%d%H%M%S')}" if version.endswith("changed") else version
 
 
