@@ -535,9 +535,11 @@ async def test_a_pickle_is_shown_and_not_loaded(cli: Cli, producer: ArqRedis, tm
         assert [job["function"] for job in queue.data["jobs"]] == [None]
     result = await cli("job result poison --timeout 10")
     assert "payload is a pickle, WORKER_SERIALIZER is msgpack" in result.err
+    await eventually(lambda: producer.exists(keys.RESULT + "poison"))
     letter, status, retry = await cli.each("dead show poison --json", "job status poison --json", "job retry poison")
     (found,) = letter.data
     assert (found["reason"], base64.urlsafe_b64decode(found["payload"])) == ("undecodable", payload)
+    assert status.code == 0, status.err
     assert status.data["function"] == "<unknown>"
     retry.refuses("could not be read: what it was to do is not known", code=1)
     assert not (tmp_path / "canary").exists()

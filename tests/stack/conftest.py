@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,14 @@ import testinfra
 from testinfra.host import Host
 
 from ops import commands
-from tests.conftest import copy_checkout, free_port
+from tests.conftest import ROOT, copy_checkout, free_port
+
+REGISTRY = """\
+version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
+http: {{addr: "{address}"}}
+"""
 
 
 class Stack:
@@ -56,8 +65,8 @@ class Stack:
     def compose(self, *arguments: str, check: bool = True) -> str:
         return self.run("python3", "-m", "ops", "--env", self.env, "compose", *arguments, check=check).stdout
 
-    def containers(self, service: str) -> list[str]:
-        return self.compose("ps", "--all", "--quiet", service).split()
+    def containers(self, *services: str) -> list[str]:
+        return self.compose("ps", "--all", "--quiet", *services).split()
 
     def replicas(self, service: str) -> list[str]:
         """The service's containers, without those of ``docker compose run``."""
@@ -136,6 +145,43 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeStack]:
     yield make
     for stack in stacks:
         stack.down()
+
+
+@pytest.fixture(scope="module")
+def registry_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's registry, unpacked and not installed, kept in .local/ from one run to the next."""
+    registry_program = ROOT / ".local" / "docker-registry"
+    if not registry_program.exists():
+        folder = tmp_path_factory.mktemp("registry")
+        subprocess.run(["apt-get", "-qq", "download", "docker-registry"], cwd=folder, check=True, timeout=120)
+        (package,) = folder.glob("*.deb")
+        subprocess.run(["dpkg", "--extract", package, folder], check=True)
+        registry_program.parent.mkdir(exist_ok=True)
+        partial = registry_program.with_suffix(f".{os.getpid()}")
+        partial.write_bytes((folder / "usr/bin/docker-registry").read_bytes())
+        partial.chmod(0o755)
+        partial.replace(registry_program)
+    return registry_program
+
+
+@pytest.fixture(scope="module")
+def registry(registry_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a registry that is empty. Docker asks for no TLS on the loopback interface."""
+    folder, address = tmp_path_factory.mktemp("registry"), f"127.0.0.1:{free_port()}"
+    (folder / "registry.yml").write_text(REGISTRY.format(folder=folder, address=address))
+    with (folder / "registry.log").open("w") as log:
+        server = subprocess.Popen([registry_program, "serve", folder / "registry.yml"], stdout=log, stderr=log)
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"http://{address}/v2/").close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,12 +23,12 @@ import asyncio
 import time
 
 
-async def recorded_task(ctx, number, seconds):
+async def recorded_task(ctx, name, seconds):
     """Write down when it begins and ends."""
-    await ctx["redis"].rpush(f"app:runs:{number}", f"begun {time.time()}")
+    await ctx["redis"].rpush(f"app:runs:{name}", f"begun {time.time()}")
     await asyncio.sleep(seconds)
-    await ctx["redis"].rpush(f"app:runs:{number}", f"ended {time.time()}")
-    return number
+    await ctx["redis"].rpush(f"app:runs:{name}", f"ended {time.time()}")
+    return name
 '''
 
 #: Until it is asked to end, jobs of 0 to 2 s, evenly; then it waits for them all, and prints the account.
@@ -37,7 +37,7 @@ import asyncio, json, os, random, signal, time
 from arq import create_pool
 from app.core.config import settings
 
-RATE, STEP_S, QUEUE = {rate}, 0.05, "arq:queue:load_test"
+RATE, STEP_S, QUEUE, LOAD = {rate}, 0.05, "arq:queue:load_test", os.urandom(4).hex()
 
 async def main():
     stop = asyncio.Event()
@@ -51,8 +51,8 @@ async def main():
             seconds = rng.choice([0, 0, 0, 0, 0, 0.05, 0.05, 0.2, 0.5, 2])
             number = len(jobs) + refused
             try:
-                names = dict(_job_id=f"job-{{number}}", _queue_name=QUEUE)
-                job = await pool.enqueue_job("recorded_task", number, seconds, **names)
+                names = dict(_job_id=f"{{LOAD}}-{{number}}", _queue_name=QUEUE)
+                job = await pool.enqueue_job("recorded_task", names["_job_id"], seconds, **names)
             except Exception:
                 job = None
             if job:
@@ -68,11 +68,11 @@ async def main():
         await asyncio.sleep(0.1)
     wrong, latest, again, results = [], 0, 0, 0
     for number, (enqueued, seconds) in jobs.items():
-        runs = [line.decode().split() for line in await pool.lrange(f"app:runs:{{number}}", 0, -1)]
+        runs = [line.decode().split() for line in await pool.lrange(f"app:runs:{{LOAD}}-{{number}}", 0, -1)]
         begun = [float(at) for what, at in runs if what == "begun"]
         ended = [float(at) for what, at in runs if what == "ended"]
         again += max(0, len(begun) - 1)
-        if not ended or not await pool.exists(f"arq:result:job-{{number}}"):
+        if not ended or not await pool.exists(f"arq:result:{{LOAD}}-{{number}}"):
             wrong.append((number, seconds, enqueued, runs))
         else:
             latest = max(latest, ended[0] - enqueued - seconds)

@@ -94,6 +94,84 @@ def test_a_version_that_is_not_there(stack: Stack) -> None:
     assert "VERSION=a/b: a version has letters" in stack.make("deploy", "VERSION=a/b", check=False).stderr
 
 
+def test_hooks(stack: Stack) -> None:
+    hooks, told = stack.folder / "ops" / "hooks", stack.folder / "told"
+    before = stack.replicas("worker")
+    hooks.mkdir()
+    (pre := hooks / "pre-deploy").write_text("#!/bin/sh\nexit 3\n")
+    (post := hooks / "post-deploy").write_text(
+        "#!/bin/sh\necho $ENV $EVENT $VERSION $PREVIOUS_VERSION $OUTCOME > told\n"
+    )
+    for hook in (pre, post):
+        hook.chmod(0o755)
+    done = stack.make("deploy", "VERSION=v2", check=False)
+    assert done.stderr.startswith("ops/hooks/pre-deploy ended with 3: nothing was changed")
+    assert stack.replicas("worker") == before
+    assert not told.exists()
+    pre.unlink()
+    stack.make("deploy", "VERSION=v3")
+    assert told.read_text() == "prod deploy v3 v2 done\n"
+    post.unlink()
+
+
+def test_a_version_that_only_the_registry_has(stack: Stack, registry: str) -> None:
+    text, image = stack.local_file.read_text(), f"{registry}/app:elsewhere"
+    for command in (["tag", f"{stack.project}:v3", image], ["push", "--quiet", image], ["image", "rm", image]):
+        stack.run("docker", *command)
+    stack.local_file.write_text(text.replace(f"APP_IMAGE={stack.project}", f"APP_IMAGE={registry}/app"))
+    assert "pulling" in stack.make("deploy", "VERSION=elsewhere").stderr
+    assert versions(stack) == ["elsewhere"]
+    stack.local_file.write_text(text)
+    stack.make("deploy", "VERSION=v3")
+    stack.run("docker", "image", "rm", image)
+
+
+def test_more_replicas_than_there_is_memory_for_are_refused(stack: Stack) -> None:
+    before = stack.local_file.read_text()
+    done = stack.make("scale", "N=1000", check=False)
+    assert done.returncode
+    assert "of memory, and the limits add up to 501.0 GiB (1 × redis 1.0 GiB, 1000 × worker 500.0 GiB)" in done.stderr
+    assert "--scale worker=1000" in stack.make("scale", "N=1000", "FORCE=1", "DRY_RUN=1").stdout
+    assert stack.local_file.read_text() == before
+
+
+def state(stack: Stack) -> object:
+    """All that a command could change: containers, networks, volumes, files."""
+    label = f"label=com.docker.compose.project={stack.project}"
+    listed = [stack.run("docker", kind, "ls", "--quiet", "--filter", label).stdout for kind in ("volume", "network")]
+    containers = {each: inspect(each)["State"]["StartedAt"] for each in stack.containers("worker", "redis")}
+    folders = [stack.folder / name for name in ("env", "secrets", ".local", "backups")]
+    return listed, containers, {file: file.read_bytes() for top in folders for file in top.rglob("*") if file.is_file()}
+
+
+CHANGES = (
+    "up, down, restart, build, scale 3, autoscale 3 4, deploy, rollback, deploy-redis, backup, secrets-rotate, bundle, "
+    "upgrade-redis valkey/valkey:8-alpine, certs --renew ca, destroy, digests"
+)
+
+
+@pytest.mark.parametrize("command", CHANGES.split(", "))
+def test_a_dry_run_changes_nothing(stack: Stack, command: str) -> None:
+    before = state(stack)
+    argv = [
+        "timeout",
+        "--preserve-status",
+        "--signal",
+        "INT",
+        "5",
+        "python3",
+        "-m",
+        "ops",
+        "--env",
+        "prod",
+        "--dry-run",
+        *command.split(),
+    ]
+    done = stack.run(*argv)
+    assert done.stdout
+    assert state(stack) == before
+
+
 def test_scaling_under_load(stack: Stack) -> None:
     with steady.load(stack) as account:
         stack.make("scale", "N=5")

@@ -2,64 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, free_port
 from tests.stack.conftest import MakeStack
 
 IMAGES = {"PYTHON_IMAGE": "python:3.13-slim-trixie", "REDIS_IMAGE": "redis:8-alpine"}
-CONFIGURATION = """\
-version: 0.1
-log: {{level: error}}
-storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
-http: {{addr: "{address}"}}
-"""
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Debian's registry, unpacked and not installed, kept in .local/ from one run to the next."""
-    program = ROOT / ".local" / "docker-registry"
-    if not program.exists():
-        folder = tmp_path_factory.mktemp("registry")
-        subprocess.run(["apt-get", "-qq", "download", "docker-registry"], cwd=folder, check=True, timeout=120)
-        (package,) = folder.glob("*.deb")
-        subprocess.run(["dpkg", "--extract", package, folder], check=True)
-        program.parent.mkdir(exist_ok=True)
-        partial = program.with_suffix(f".{os.getpid()}")
-        partial.write_bytes((folder / "usr/bin/docker-registry").read_bytes())
-        partial.chmod(0o755)
-        partial.replace(program)
-    return program
-
-
-@pytest.fixture(scope="module")
-def registry(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a registry that is empty. Docker asks for no TLS on the loopback interface."""
-    folder, address = tmp_path_factory.mktemp("registry"), f"127.0.0.1:{free_port()}"
-    (folder / "registry.yml").write_text(CONFIGURATION.format(folder=folder, address=address))
-    with (folder / "registry.log").open("w") as log:
-        server = subprocess.Popen([program, "serve", folder / "registry.yml"], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://{address}/v2/").close()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.05)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def docker(*arguments: str) -> str:
