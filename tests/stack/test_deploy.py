@@ -155,6 +155,7 @@ def test_a_dry_run_changes_nothing(stack: Stack, command: str) -> None:
     before = state(stack)
     argv = [
         "timeout",
+        "--foreground",
         "--preserve-status",
         "--signal",
         "INT",
