@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +39,6 @@ def compose(folder: Path, text: str) -> tuple[dict[str, str], dict[str, str]]:
     return own, {name: value.replace("$$", "$") for name, value in inside.items()}
 
 
-@pytest.mark.skipif(shutil.which("docker") is None, reason="Docker's client is not installed here")
 @given(lines=lines, end=st.sampled_from(["\n", "\r\n"]))
 @examples(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_what_is_not_refused_is_what_the_others_read(lines: list[str], end: str) -> None:
