@@ -102,6 +102,7 @@ def _confirm(name: str, given: str | None) -> None:
 
 
 def restart(stack: Stack, _: argparse.Namespace) -> int:
+    must_be_whole(stack)
     code = stack.run(commands.compose(stack.environment, "restart"))
     if not code:
         record(stack, "restart")
@@ -110,7 +111,7 @@ def restart(stack: Stack, _: argparse.Namespace) -> int:
 
 def scale(stack: Stack, options: argparse.Namespace) -> int:
     service, variable = commands.replicas_variable(options.queue)
-    if not options.replicas.isdigit():
+    if not options.replicas.isdecimal():
         raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
     check_service(stack, service)
     if not options.force:
