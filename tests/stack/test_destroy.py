@@ -128,13 +128,16 @@ def test_dry_run_says_what_would_go(stack: Stack) -> None:
 
 
 def test_destroy_takes_all_but_what_cannot_be_had_again(stack: Stack) -> None:
-    subprocess.run(["docker", "rm", "--force", stack.container("worker")], check=True, capture_output=True)
+    worker = stack.container("worker")
+    show = ["docker", "inspect", "--format", "{{.Image}}", worker]
+    image = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(["docker", "rm", "--force", worker], check=True, capture_output=True)
     kept = {file: file.read_bytes() for file in (stack.folder / "secrets" / "prod").iterdir()}
     done = on_a_terminal(stack, b"prod\n")
     assert done.returncode == 0, done.stderr
     assert everything(stack) == {"container": [], "network": [], "volume": []}
     assert {file: file.read_bytes() for file in kept} == kept
-    assert subprocess.run(["docker", "image", "inspect", "aegis-worker-test:dev"], capture_output=True).returncode == 0
+    assert subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode == 0
     assert "destroy" in stack.make("events").stdout
 
     again = destroy(stack, "destroy", "--confirm", "prod")
