@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from app.components.worker.runtime import NewJob, Worker, enqueue_many
+from app.components.worker.runtime import NewJob, Producer, Worker
 from benchmarks.peers.arq import Arq
 
 
 class Aegis(Arq):
     worker_class = Worker
 
+    async def connect(self) -> None:
+        await super().connect()
+        self.producer = Producer(self.redis)
+
     async def enqueue(self, task: str, *args: float) -> None:
-        await enqueue_many(self.redis, [NewJob(task, args)])
+        await self.producer.enqueue(NewJob(task, args))
 
     async def enqueue_noops(self, count: int) -> None:
-        await enqueue_many(self.redis, (NewJob("noop") for _ in range(count)))
+        await self.producer.enqueue_many(NewJob("noop") for _ in range(count))
 
 
 PEER = Aegis

@@ -18,7 +18,7 @@ from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
 
 def scripts_of(redis: ArqRedis, lease_s: float = 60) -> Scripts:
-    return Scripts(redis, QUEUE, lease_s=lease_s, ends_s=600)
+    return Scripts(redis.execute_command, QUEUE, lease_s=lease_s, ends_s=600)
 
 
 async def test_a_claim_whose_reply_is_lost_burns_no_try(

@@ -126,7 +126,7 @@ Worker([blocks], queue_name=QUEUE, redis_settings=settings, blocked_log=0.5, blo
 
 async def test_the_jobs_of_a_worker_that_died_start_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
     job = await enqueue(redis, "counted", 0)
-    scripts = Scripts(redis, QUEUE, lease_s=0.7, ends_s=60)  # a worker's, which then does no more
+    scripts = Scripts(redis.execute_command, QUEUE, lease_s=0.7, ends_s=60)  # a worker's, which then does no more
     (claim,) = (await scripts.claim(1)).jobs
     assert (claim.lease.job_id, claim.tries) == (job.job_id, 1)
     await serve()

@@ -41,7 +41,7 @@ async def test_a_rate_is_kept_over_all_replicas(redis: ArqRedis, serve: MakeWork
 
 async def test_a_rate_leaves_other_slots_alone(redis: ArqRedis) -> None:
     await enqueue_many(redis, [NewJob("now") for _ in range(30)], queue_name=QUEUE)
-    scripts = Scripts(redis, QUEUE, lease_s=60, ends_s=600, rate_limit=RateLimit(20, 60))
+    scripts = Scripts(redis.execute_command, QUEUE, lease_s=60, ends_s=600, rate_limit=RateLimit(20, 60))
     first, second = await scripts.claim(15), await scripts.claim(15)
     assert (len(first.jobs), first.limited) == (15, False)
     assert (len(second.jobs), second.limited) == (5, True)
@@ -62,7 +62,7 @@ async def test_a_concurrency_counts_a_dead_workers_jobs_until_they_run_again(
     redis: ArqRedis, serve: MakeWorker
 ) -> None:
     jobs = [await enqueue(redis, "counted", 0) for _ in range(3)]
-    await Scripts(redis, QUEUE, lease_s=0.5, ends_s=600, global_concurrency=2).claim(3)
+    await Scripts(redis.execute_command, QUEUE, lease_s=0.5, ends_s=600, global_concurrency=2).claim(3)
     await serve(global_concurrency=2)
     assert [await result(job, within_s=5) for job in jobs] == [1, 1, 1]
 

@@ -175,7 +175,12 @@ class ScriptsMachine(RuleBasedStateMachine):
     def scripts(self, rate: int = 0, concurrency: int = 0) -> Scripts:
         limit = RateLimit(rate, PERIOD_S) if rate else None
         return Scripts(
-            self.redis, QUEUE, lease_s=LEASE_S, ends_s=ENDS_S, rate_limit=limit, global_concurrency=concurrency
+            self.redis.execute_command,
+            QUEUE,
+            lease_s=LEASE_S,
+            ends_s=ENDS_S,
+            rate_limit=limit,
+            global_concurrency=concurrency,
         )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from .context import current_job
 from .policies import Backoff, RateLimit
-from .producer import NewJob, enqueue_many
+from .producer import NewJob, Producer, enqueue_many
 from .worker import Worker
 
-__all__ = ["Backoff", "NewJob", "RateLimit", "Worker", "current_job", "enqueue_many"]
+__all__ = ["Backoff", "NewJob", "Producer", "RateLimit", "Worker", "current_job", "enqueue_many"]

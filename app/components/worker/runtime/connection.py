@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError
 
 SOCKET_TIMEOUT_S = 10.0  #: arq's own pool has none, and waits for ever on a connection that leads nowhere
 
 
 class _Prepared:
-    """Packs commands in C: redis-py's blocking connections do, its asyncio ones do not; a seventh of a job's CPU."""
-
-    pack_command = staticmethod(HiredisRespSerializer().pack)
-
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         try:
             await super().send_packed_command(*args, **options)  # type: ignore[misc]
@@ -24,7 +19,7 @@ class _Prepared:
 
 
 async def prepare(pool: ConnectionPool) -> None:
-    """Have a pool's connections pack in C and time out; those that it has and nobody uses are closed."""
+    """Have a pool's connections time out, and fail as others do; those that it has and nobody uses are closed."""
     base = pool.connection_class
     if issubclass(base, _Prepared):
         return

@@ -11,7 +11,7 @@ from arq.jobs import serialize_job
 from arq.utils import timestamp_ms, to_unix_ms
 
 from . import keys
-from .scripts import script
+from .scripts import Script
 
 #: Replicas that start within so many seconds of the first have one start, of which ``run_at_startup`` makes one run.
 ONE_START_S = 60
@@ -25,7 +25,7 @@ class Cron:
         self._queue = queue_name
         self._replica = replica
         self._jobs = jobs
-        self._tick = script(redis, "tick")
+        self._tick = Script(redis.execute_command, "tick")
 
     async def enqueue_due(self, now: datetime, ahead: timedelta) -> None:
         """Enqueue the runs of up to so far ahead. Of those missed while Redis is away, one is made up for."""

@@ -11,7 +11,7 @@ from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
 from . import keys
-from .scripts import script
+from .scripts import Script
 
 BATCH = 500
 
@@ -41,7 +41,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
 
     Left out are those whose payload had expired, and those whose id is in use again.
     """
-    put_back = script(redis, "revive")
+    put_back = Script(redis.execute_command, "revive")
     revived: list[str] = []
     for first in range(0, len(job_ids), BATCH):
         done = await put_back(

@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool
 
-from .scripts import UNAVAILABLE, Lease, Scripts
+from .scripts import UNAVAILABLE, Call, Lease, Scripts
+from .wire import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 class Keeper:
     """Runs from ``start()`` to ``stop()``, with an event loop and a connection of its own.
 
-    :param redis: whose connection is to be had a second time
-    :param scripts: makes the scripts for that second connection
+    :param pool: how to connect
+    :param scripts: makes the scripts for a connection
     :param leases: gives those that are to be kept; called in the thread
     :param lost: told of those that are somebody else's now; called in the thread
     :param blocked_log_s: a loop that does not turn for so long has its stack logged
@@ -37,8 +38,8 @@ class Keeper:
 
     def __init__(
         self,
-        redis: Redis,
-        scripts: Callable[[Redis], Scripts],
+        pool: ConnectionPool,
+        scripts: Callable[[Call], Scripts],
         *,
         leases: Callable[[], Iterable[Lease]],
         lost: Callable[[list[Lease]], None],
@@ -46,9 +47,8 @@ class Keeper:
         blocked_log_s: float,
         blocked_exit_s: float,
     ) -> None:
-        source = redis.connection_pool
-        self._pool = ConnectionPool(connection_class=source.connection_class, **source.connection_kwargs)
-        self._scripts = scripts(Redis(connection_pool=self._pool))
+        self._wire = Wire(pool)
+        self._scripts = scripts(self._wire.call)
         self._leases = leases
         self._lost = lost
         self._every_s = lease_s / RENEWALS_PER_LEASE
@@ -93,7 +93,7 @@ class Keeper:
             self._watch()
             if now >= due:
                 due = now + (self._every_s if await self._renew() else RETRY_S)
-        await self._pool.aclose()
+        self._wire.close()
 
     async def _renew(self) -> bool:
         try:

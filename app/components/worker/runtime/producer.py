@@ -1,4 +1,4 @@
-"""Enqueueing many jobs at a time, each as a stock producer would."""
+"""Enqueueing jobs as a stock producer would, in a round trip for many at a time or for one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_unix_ms
 
 from . import keys
-from .scripts import script
+from .scripts import Call, Script
+from .wire import Wire
 
 BATCH_JOBS = 500  #: Redis does nothing else meanwhile
 BATCH_BYTES = 4 << 20
@@ -42,8 +43,36 @@ async def enqueue_many(redis: ArqRedis, jobs: Iterable[NewJob], *, queue_name: s
     :param redis: its serializer and its default queue are used, as by ``enqueue_job``
     :return: for each its ``Job``, or None where its id or its unique key is in use
     """
+    return await _enqueue(redis.execute_command, redis, jobs, queue_name)
+
+
+class Producer:
+    """Enqueues jobs over a connection of its own, which is there at once: for a program that does so all day.
+
+    :param redis: how to connect; its serializer and its default queue are used, as by ``enqueue_job``
+    """
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._wire = Wire(redis.connection_pool)
+
+    async def enqueue(self, job: NewJob, *, queue_name: str | None = None) -> Job | None:
+        """Enqueue a job; return its ``Job``, or None where its id or its unique key is in use."""
+        (enqueued,) = await self.enqueue_many((job,), queue_name=queue_name)
+        return enqueued
+
+    async def enqueue_many(self, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
+        """Enqueue jobs, as the function of this name does."""
+        return await _enqueue(self._wire.call, self._redis, jobs, queue_name)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._wire.close()
+
+
+async def _enqueue(call: Call, redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str | None) -> list[Job | None]:
     queue_name = queue_name or redis.default_queue_name
-    enqueue = script(redis, "enqueue")
+    enqueue = Script(call, "enqueue")
     prefixes = (keys.JOB, keys.RESULT, keys.unique(queue_name, ""))
     done: list[Job | None] = []
     for batch in _batches(redis, jobs):

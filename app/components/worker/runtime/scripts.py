@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha1
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from . import keys
 from .policies import Backoff, RateLimit
@@ -32,14 +31,27 @@ MOST_DEAD = 10_000  #: dead letters that a queue keeps
 _LUA = Path(__file__).with_name("lua")
 
 
+Call = Callable[..., Awaitable[Any]]  #: runs a command: a wire's ``call``, a client's ``execute_command``
+
+
 @cache
-def _source(name: str) -> bytes:
-    return _LUA.joinpath(f"{name}.lua").read_bytes()
+def _source(name: str) -> tuple[bytes, str]:
+    source = _LUA.joinpath(f"{name}.lua").read_bytes()
+    return source, sha1(source, usedforsecurity=False).hexdigest()
 
 
-def script(redis: Redis, name: str) -> AsyncScript:
-    """Return one of the scripts in ``lua/``, for a connection."""
-    return redis.register_script(_source(name))
+class Script:
+    """One of the scripts in ``lua/``."""
+
+    def __init__(self, call: Call, name: str) -> None:
+        self._call = call
+        self._source, self._sha = _source(name)
+
+    async def __call__(self, keys: Sequence[Any], args: Iterable[Any]) -> Any:
+        try:
+            return await self._call("EVALSHA", self._sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self._call("EVAL", self._source, len(keys), *keys, *args)
 
 
 def cancelled() -> bool:
@@ -98,7 +110,7 @@ class Scripts:
 
     def __init__(
         self,
-        redis: Redis,
+        call: Call,
         queue_name: str,
         *,
         lease_s: float,
@@ -114,7 +126,7 @@ class Scripts:
         self._name = uuid4().hex[:16]
         self._claims = 0
         self._claim, self._rename, self._renew, self._recall, self._settle = (
-            script(redis, name) for name in ("claim", "rename", "renew", "recall", "settle")
+            Script(call, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
 
     async def claim(self, wanted: int) -> Claims:

@@ -7,14 +7,11 @@ import contextlib
 from collections.abc import Callable
 from uuid import uuid4
 
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio import ConnectionPool
 from redis.exceptions import OutOfMemoryError
 
 from . import keys
-from .scripts import UNAVAILABLE, cancelled
-
-SILENCE_S = 5.0
+from .wire import Wire
 
 
 class Listener:
@@ -22,20 +19,22 @@ class Listener:
 
     It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
     busy one finds its next jobs by itself, and would read a message for each that is enqueued.
+
+    Its ``wire`` is the worker's: what is claimed by it after ``start`` and what is told miss nothing between them.
     """
 
     def __init__(
         self,
-        redis: Redis,
+        pool: ConnectionPool,
         queue_name: str,
-        database: int,
         *,
         on_job: Callable[[], None],
         on_end: Callable[[], None] | None = None,
         on_abort: Callable[[], None],
     ) -> None:
-        self._redis = redis
+        self.wire = Wire(pool, heard=self._hear, lost=self._lose)
         self._probe = f"worker:probe:{uuid4().hex}"
+        self.listening = False  #: whether a subscription stands
         self._proved = False
         handlers = {
             (queue_name, b"zadd"): on_job,
@@ -43,49 +42,44 @@ class Listener:
             (keys.ABORT, b"zadd"): on_abort,
             (self._probe, b"zadd"): self._prove,
         }
+        database = pool.connection_kwargs.get("db", 0)
         self._handlers = {
             (f"__keyspace@{database}__:{key}".encode(), event): call for (key, event), call in handlers.items() if call
         }
+        self._channels = {channel for channel, _ in self._handlers}
         self._on_loss = on_job
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def listening(self) -> bool:
-        """Whether a subscription stands."""
-        return self._task is not None and not self._task.done()
 
     @property
     def proved(self) -> bool:
         """Whether enqueued jobs are heard of; where they are not, only looking helps."""
         return self.listening and self._proved
 
+    async def start(self) -> None:
+        """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
+        self.listening = True  # from here on a loss of the connection is ours
+        try:
+            await asyncio.gather(*(self.wire.call("SUBSCRIBE", channel) for channel in self._channels))
+        except BaseException:
+            self.listening = False
+            raise
+        if not self._proved:
+            with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
+                await self.wire.call("ZADD", self._probe, 0, "probe")
+                await self.wire.call("DEL", self._probe)
+
+    async def stop(self) -> None:
+        if self.listening:
+            self.listening = False
+            await asyncio.gather(*(self.wire.call("UNSUBSCRIBE", channel) for channel in self._channels))
+
     def _prove(self) -> None:
         self._proved = True
 
-    async def start(self) -> None:
-        """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        await pubsub.subscribe(*{channel for channel, _ in self._handlers})
-        self._task = asyncio.create_task(self._read(pubsub))
-        if not self._proved:
-            with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
-                await self._redis.zadd(self._probe, {"probe": 0})
-                await self._redis.delete(self._probe)
+    def _hear(self, channel: bytes, event: bytes) -> None:
+        if call := self._handlers.get((channel, event)):
+            call()
 
-    async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    async def _read(self, pubsub: PubSub) -> None:
-        try:
-            while not cancelled():
-                # With a timeout: without, the connection's own for replies would end the silence.
-                message = await pubsub.get_message(timeout=SILENCE_S)
-                if message and (call := self._handlers.get((message["channel"], message["data"]))):
-                    call()
-        except UNAVAILABLE:
+    def _lose(self) -> None:
+        if self.listening:
+            self.listening = False
             self._on_loss()  # the worker looks for itself, and starts anew
-        finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -34,7 +34,7 @@ from .keeper import Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
-from .scripts import RECONNECT, UNAVAILABLE, Claim, Lease, Scripts, cancelled
+from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Lease, Scripts, cancelled
 from .wake import Listener
 
 if not version("arq").startswith("0.28."):
@@ -133,21 +133,19 @@ class Worker(JobRunner):
         await prepare(self.pool.connection_pool)
         self.ctx |= {"redis": self.pool, "replica": self.replica}
         await self.startup()
-        self._scripts = self._make_scripts(self.pool)
-        self._commits = Commits(self._scripts)
-        self._peers = Peers(self.pool, self.queue_name)
-        database = self.pool.connection_pool.connection_kwargs.get("db", 0)
         self._listener = Listener(
-            self.pool,
+            self.pool.connection_pool,
             self.queue_name,
-            database,
             on_job=self._tell,
             on_end=self._tell if self.global_concurrency else None,
             on_abort=self._urgent.set,
         )
+        self._scripts = self._make_scripts(self._listener.wire.call)
+        self._commits = Commits(self._scripts)
+        self._peers = Peers(self.pool, self.queue_name)
         self._cron = Cron(self.pool, self.queue_name, self.replica, self.cron_jobs)
         self._keeper = Keeper(
-            self.pool,
+            self.pool.connection_pool,
             self._make_scripts,
             leases=self._leases,
             lost=self._lose_from_thread,
@@ -165,9 +163,9 @@ class Worker(JobRunner):
             pulse.cancel()
             await asyncio.gather(pulse, return_exceptions=True)
 
-    def _make_scripts(self, redis: Any) -> Scripts:
+    def _make_scripts(self, call: Call) -> Scripts:
         return Scripts(
-            redis,
+            call,
             self.queue_name,
             lease_s=self.lease_s,
             ends_s=self.in_progress_timeout_s + CLEANUP_MARGIN_S,
@@ -210,7 +208,7 @@ class Worker(JobRunner):
         if self._hooks:
             await asyncio.wait(self._hooks, timeout=CANCEL_WAIT_S)
         await self._keeper.stop()
-        await self._listener.stop()
+        self._listener.wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once."""

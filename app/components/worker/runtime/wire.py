@@ -1,0 +1,148 @@
+"""A connection that is quick: replies are parsed as they arrive, and calls follow each other without waiting.
+
+redis-py's asyncio clients borrow a connection for each command, look whether it lives, send in a task with a time-out
+and read from a stream with another, which takes longer than Redis does. Here they only make the connection: login,
+TLS, database and retries are theirs, then its transport speaks to us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import hiredis
+from redis._parsers import BaseParser
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError, InvalidResponse, ReadOnlyError, RedisError, TimeoutError
+
+NOTHING = object()  #: what the parser gives while a reply is not whole
+
+Heard = Callable[[bytes, bytes], None]  #: given a channel, and a message
+
+
+class Wire:
+    """Calls Redis over one connection, which is made when it is needed, and again after it was lost.
+
+    As RESP3 does, it carries messages of channels among the replies, in the order in which Redis saw to them:
+    after ``SUBSCRIBE`` has been answered, nothing is missed until ``lost`` is called.
+
+    :param pool: how to connect, and its ``socket_timeout`` is how long a reply may take
+    :param heard: called with each message
+    :param lost: called when the connection breaks
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, *, heard: Heard | None = None, lost: Callable[[], None] | None = None
+    ) -> None:
+        self._connection_class = pool.connection_class
+        # redis-py would ask for its first PING before it has logged in with protocol 3.
+        self._options = pool.connection_kwargs | {"protocol": 3, "health_check_interval": 0}
+        self._heard = heard
+        self._lost = lost
+        self._link: _Link | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(self, *command: bytes | str | int | float) -> Any:
+        """Return Redis's reply to a command. Raises what redis-py raises."""
+        link = self._link
+        if link is None or link.error:
+            async with self._connecting:
+                link = self._link
+                if link is None or link.error:
+                    link = self._link = await self._connect()
+        return await link.call(hiredis.pack_command(command))  # type: ignore[arg-type]
+
+    async def _connect(self) -> _Link:
+        connection = self._connection_class(**self._options)
+        await connection.connect()  # type: ignore[no-untyped-call]
+        return _Link(connection, self._options.get("socket_timeout"), self._heard, self._lost)
+
+    def close(self) -> None:
+        """Close the connection, if there is one; what is under way fails, and ``lost`` is not called."""
+        if self._link:
+            self._link.close(ConnectionError("closed by us"))
+
+
+class _Link(asyncio.Protocol):
+    """A connection that was made; ``error`` says why it is over."""
+
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        timeout_s: float | None,
+        heard: Heard | None,
+        lost: Callable[[], None] | None,
+    ) -> None:
+        self.error: RedisError | None = None
+        self._timeout_s = timeout_s
+        self._heard = heard
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._replies: deque[asyncio.Future[Any]] = deque()  # that are to come
+        self._parser = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
+        )
+        reader = cast(asyncio.StreamReader, connection._reader)
+        self._writer = cast(asyncio.StreamWriter, connection._writer)  # which closes its transport when it goes
+        connection._reader = connection._writer = None
+        self._transport = self._writer.transport
+        self._transport.set_protocol(self)
+        if reader.at_eof():  # nobody will be told a second time
+            self.connection_lost(None)
+
+    async def call(self, packed: bytes) -> Any:
+        if self._transport.is_closing():
+            self.connection_lost(None)
+        if self.error:
+            raise self.error
+        reply = self._loop.create_future()
+        self._replies.append(reply)
+        self._transport.write(packed)
+        if self._timeout_s is None:
+            return await reply
+        timer = self._loop.call_later(self._timeout_s, self._end, TimeoutError("no reply from Redis"))
+        try:
+            return await reply
+        finally:
+            timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed(data)
+            while (reply := self._parser.gets()) is not NOTHING:
+                if type(reply) is hiredis.PushNotification and reply[0] == b"message":
+                    if self._heard:
+                        self._heard(reply[1], reply[2])
+                else:  # to SUBSCRIBE, it is a push as well
+                    self._answer(self._replies.popleft(), reply)
+                    if isinstance(reply, ConnectionError | ReadOnlyError):
+                        self._end(reply)  # the next connection may lead to a server that can
+        except (InvalidResponse, IndexError) as error:
+            self._end(InvalidResponse(f"Redis sent what is no reply: {error}"))
+
+    @staticmethod
+    def _answer(waiting: asyncio.Future[Any], reply: Any) -> None:
+        if waiting.done():  # whoever asked was cancelled
+            return
+        if isinstance(reply, Exception):
+            waiting.set_exception(reply)
+        else:
+            waiting.set_result(reply)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(ConnectionError(str(error or "Redis closed the connection")))
+
+    def _end(self, error: RedisError) -> None:
+        if self.error is None:
+            self.close(error)
+            if self._lost:
+                self._lost()
+
+    def close(self, error: RedisError) -> None:
+        self.error = self.error or error
+        self._transport.abort()
+        while self._replies:
+            self._answer(self._replies.popleft(), self.error)
