@@ -1,6 +1,7 @@
 """Measure this worker beside its peers, in turn and in one run: `make bench`.
 
-Every measurement has a server of its own with the project's redis.conf.
+Every measurement has a server of its own with the project's redis.conf: `redis-server`, or where none is installed the
+embedded Valkey, which takes longer.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measures import measure
-from benchmarks.processes import Failed
+from benchmarks.processes import Failed, server_program
 from benchmarks.sections import SECTIONS
 from benchmarks.systems import SYSTEMS
 
@@ -58,6 +61,11 @@ def _better(ours: dict[str, float], theirs: Row) -> Row:
     }
 
 
+def version(program: Path) -> str:
+    """What a server says of its version."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 async def compare(only: str, scale: float, samples: int) -> None:
     """Measure all systems, or those with ``only`` in their titles; the first one's ratios are to the others."""
     rows: dict[str, Row] = {}
@@ -93,12 +101,13 @@ async def main() -> None:
     parser.add_argument("sections", nargs="*", default=[PEERS], help=f"{PEERS} (default), {', '.join(SECTIONS)} or all")
     parser.add_argument("--only", default="", metavar="TEXT", help="only peers whose title has this")
     parser.add_argument("--scale", type=float, default=1, help="share of the jobs, 0.1 for a quick look")
-    parser.add_argument("--samples", type=int, default=60, help="idle pick-ups to time")
+    parser.add_argument("--samples", type=int, default=150, help="idle pick-ups to time")
     options = parser.parse_args()
     known = [PEERS, *SECTIONS]
     wanted = known if "all" in options.sections else options.sections
     if unknown := set(wanted) - set(known):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    console.print(version(server_program()), style="dim")
     for name in wanted:
         if name == PEERS:
             await compare(options.only, options.scale, options.samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -99,6 +100,12 @@ class Server:
         return len({key async for key in self.redis.scan_iter(match=system.results, count=10_000)})
 
 
+def server_program() -> Path:
+    """The machine's own Redis, which is what the stack's image has; the embedded Valkey where there is none."""
+    installed = shutil.which("redis-server")
+    return Path(installed) if installed else server_binary()
+
+
 @contextlib.asynccontextmanager
 async def server() -> AsyncIterator[Server]:
     """A server on a free port with the project's redis.conf, and nothing in it."""
@@ -117,7 +124,7 @@ async def server() -> AsyncIterator[Server]:
             "maxmemory": "8gb",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        with process("server", [server_binary(), ROOT / "redis" / "redis.conf", *arguments], folder) as started:
+        with process("server", [server_program(), ROOT / "redis" / "redis.conf", *arguments], folder) as started:
             databases = (ArqRedis(port=port, default_queue_name=QUEUE), ArqRedis(port=port, db=1))
 
             async def answers() -> bool:

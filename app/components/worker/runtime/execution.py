@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from arq.cron import CronJob
 from arq.jobs import DeserializationError, Deserializer, deserialize_job_raw
@@ -35,15 +35,17 @@ class Cause(Enum):
     LOST = "lost"
 
 
-@dataclass(slots=True)
-class Job:
-    """A claimed job's payload; the defaults stand where it cannot be read."""
+class Job(NamedTuple):
+    """A claimed job's payload."""
 
-    function: str = "<unknown>"
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    tries: int = 1
-    enqueued_ms: int = 0
+    function: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tries: int
+    enqueued_ms: int
+
+
+UNREAD = Job("<unknown>", (), {}, 1, 0)
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Run:
 
     claim: Claim
     ends_by: float  #: on the monotonic clock
-    job: Job = field(default_factory=Job)
+    job: Job = UNREAD
     function: Function | CronJob | None = None
     started_ms: int = 0
     task: asyncio.Task[None] | None = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
-from uuid import uuid4
+from functools import cache
+from secrets import token_hex
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis
 from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_unix_ms
 
 from . import keys
-from .scripts import Call, Script
+from .scripts import Script
 from .wire import Wire
 
 BATCH_JOBS = 500  #: Redis does nothing else meanwhile
@@ -22,13 +23,12 @@ BATCH_BYTES = 4 << 20
 Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(NamedTuple):
     """A job to be enqueued; the fields are the arguments of ``ArqRedis.enqueue_job``, less the underscore."""
 
     function: str
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = MappingProxyType({})
     job_id: str | None = None
     defer_until: datetime | None = None
     defer_by: float = 0  #: seconds
@@ -43,7 +43,7 @@ async def enqueue_many(redis: ArqRedis, jobs: Iterable[NewJob], *, queue_name: s
     :param redis: its serializer and its default queue are used, as by ``enqueue_job``
     :return: for each its ``Job``, or None where its id or its unique key is in use
     """
-    return await _enqueue(redis.execute_command, redis, jobs, queue_name)
+    return await _enqueue(Script(redis.execute_command, "enqueue"), redis, jobs, queue_name)
 
 
 class Producer:
@@ -55,34 +55,41 @@ class Producer:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._wire = Wire(redis.connection_pool)
+        self._script = Script(self._wire.call, "enqueue")
 
     async def enqueue(self, job: NewJob, *, queue_name: str | None = None) -> Job | None:
         """Enqueue a job; return its ``Job``, or None where its id or its unique key is in use."""
-        (enqueued,) = await self.enqueue_many((job,), queue_name=queue_name)
-        return enqueued
+        queue_name = queue_name or self._redis.default_queue_name
+        fields = _fields(self._redis, job)
+        (enqueued,) = await self._script((queue_name,), (*_prefixes(queue_name), *fields))
+        return Job(fields[0], self._redis, queue_name, self._redis.job_deserializer) if enqueued else None
 
     async def enqueue_many(self, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
         """Enqueue jobs, as the function of this name does."""
-        return await _enqueue(self._wire.call, self._redis, jobs, queue_name)
+        return await _enqueue(self._script, self._redis, jobs, queue_name)
 
     def close(self) -> None:
         """Close the connection."""
         self._wire.close()
 
 
-async def _enqueue(call: Call, redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str | None) -> list[Job | None]:
+async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str | None) -> list[Job | None]:
     queue_name = queue_name or redis.default_queue_name
-    enqueue = Script(call, "enqueue")
-    prefixes = (keys.JOB, keys.RESULT, keys.unique(queue_name, ""))
+    prefixes = _prefixes(queue_name)
     done: list[Job | None] = []
     for batch in _batches(redis, jobs):
         flat = [field for fields in batch for field in fields]
-        flags = await enqueue(keys=[queue_name], args=[*prefixes, *flat])
+        flags = await script((queue_name,), (*prefixes, *flat))
         done += [
             Job(fields[0], redis, queue_name, redis.job_deserializer) if enqueued else None
             for fields, enqueued in zip(batch, flags, strict=True)
         ]
     return done
+
+
+@cache
+def _prefixes(queue_name: str) -> tuple[str, str, str]:
+    return keys.JOB, keys.RESULT, keys.unique(queue_name, "")
 
 
 def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:
@@ -104,5 +111,5 @@ def _fields(redis: ArqRedis, job: NewJob) -> Fields:
     due_ms = to_unix_ms(job.defer_until) if job.defer_until else now_ms + int(job.defer_by * 1000)
     keep_ms = int(job.expires * 1000) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
     keep_ms = max(1, keep_ms)  # Redis refuses less, and the script would end in the middle of its batch
-    payload = serialize_job(job.function, job.args, job.kwargs, None, now_ms, serializer=redis.job_serializer)
-    return job.job_id or uuid4().hex, payload, due_ms, keep_ms, job.unique or ""
+    payload = serialize_job(job.function, job.args, dict(job.kwargs), None, now_ms, serializer=redis.job_serializer)
+    return job.job_id or token_hex(16), payload, due_ms, keep_ms, job.unique or ""

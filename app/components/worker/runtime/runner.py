@@ -62,6 +62,7 @@ class JobRunner(arq.worker.Worker):
         if options.get("job_timeout", 0) is None:
             options["job_timeout"] = NO_TIMEOUT_S
         super().__init__(functions, **options)
+        self._short_name = keys.short_name(self.queue_name)
         self.backoff = backoff
         self.retry_on = retry_on
         self._runs: dict[str, Run] = {}  # claimed, and their end not stored yet
@@ -266,8 +267,7 @@ class JobRunner(arq.worker.Worker):
         return self.max_tries if function.max_tries is None else function.max_tries
 
     def _set_context(self, run: Run) -> None:
-        short = keys.short_name(self.queue_name)
-        current_job.set(RunningJob(run.claim.lease.job_id, short, run.job.function, run.job.tries))
+        current_job.set(RunningJob(run.claim.lease.job_id, self._short_name, run.job.function, run.job.tries))
 
     async def _call_hook(self, name: str, ctx: dict[Any, Any]) -> None:
         """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""

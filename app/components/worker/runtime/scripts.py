@@ -120,11 +120,19 @@ class Scripts:
     ) -> None:
         self._queue = queue_name
         self._lease_ms = int(lease_s * 1000)
-        self._ends_ms = int(ends_s * 1000)
-        limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
-        self._limits = (global_concurrency, *limits)
         self._name = uuid4().hex[:16]
         self._claims = 0
+        self._claim_keys = (
+            queue_name,
+            keys.paused(queue_name),
+            keys.ABORT,
+            keys.leases(queue_name),
+            keys.fence(self._name),
+            keys.begun(queue_name),
+        )
+        limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
+        times = (self._lease_ms, int(ends_s * 1000), KEEP_TRIES_S)
+        self._claim_args = (*times, global_concurrency, *limits, keys.IN_PROGRESS, keys.JOB, keys.RETRY)
         self._claim, self._rename, self._renew, self._recall, self._settle = (
             Script(call, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
@@ -134,52 +142,27 @@ class Scripts:
         self._claims += 1
         token = f"{self._name}:{self._claims}"
         wait_ms, blocked, limited, *flat = await self._claim(
-            keys=[
-                self._queue,
-                keys.paused(self._queue),
-                keys.ABORT,
-                keys.leases(self._queue),
-                keys.fence(self._name),
-                keys.begun(self._queue),
-            ],
-            args=[
-                wanted,
-                token,
-                self._claims,
-                self._lease_ms,
-                self._ends_ms,
-                KEEP_TRIES_S,
-                *self._limits,
-                keys.IN_PROGRESS,
-                keys.JOB,
-                keys.RETRY,
-            ],
+            self._claim_keys, (wanted, token, self._claims, *self._claim_args)
         )
+        jobs = []
         fields = iter(flat)
-        jobs = [
-            Claim(
-                Lease(await self._readable(raw_id, token), token),
-                int(float(due)),
-                tries,
-                bool(lapsed),
-                float(abort) if abort else None,
-                payload,
-            )
-            for raw_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True)
-        ]
+        for raw_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True):
+            try:
+                job_id = raw_id.decode()
+            except UnicodeDecodeError:
+                job_id = await self._readable(raw_id, token)
+            asked = float(abort) if abort else None
+            jobs.append(Claim(Lease(job_id, token), int(float(due)), tries, bool(lapsed), asked, payload))
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
     async def _readable(self, raw_id: bytes, token: str) -> str:
-        """Return the id of a job that we claimed; where it is not UTF-8, give the job one that is."""
-        job_id = keys.job_id(raw_id)
-        if job_id.encode() != raw_id:
-            job_id = (
-                await self._rename(
-                    keys=[self._queue, keys.leases(self._queue)],
-                    args=[raw_id, job_id, token, self._lease_ms, keys.IN_PROGRESS, keys.JOB, keys.RETRY],
-                )
-            ).decode()
-            logger.warning("job id %r is not UTF-8: the job goes on as %s", raw_id, job_id)
+        """Give a job that we claimed, and whose id is not UTF-8, one that is; return it."""
+        renamed = await self._rename(
+            keys=[self._queue, keys.leases(self._queue)],
+            args=[raw_id, keys.job_id(raw_id), token, self._lease_ms, keys.IN_PROGRESS, keys.JOB, keys.RETRY],
+        )
+        job_id = str(renamed, "utf-8")
+        logger.warning("job id %r is not UTF-8: the job goes on as %s", raw_id, job_id)
         return job_id
 
     async def renew(self, leases: Iterable[Lease]) -> list[Lease]:

@@ -28,12 +28,15 @@
             reached, and for each job: id, due time, which try this is, 1 if its last lease lapsed, time of the
             request to abort it or nil, payload or nil }
 ]]
+local FEW = 8 -- jobs in a claim; of more, others may well hear
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
-local wanted, token, lease_ms, ends_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local wanted, token, lease_ms = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local in_progress, job, retry = ARGV[10], ARGV[11], ARGV[12]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- As text, which Redis makes of a number with much ado, each time that a command is given one.
+local lapses_at, ends_at = string.format('%d', now + lease_ms), string.format('%d', now + ARGV[5])
 local reply = { false, 0, 0 }
 
 if tonumber(redis.call('GET', KEYS[5]) or 0) > tonumber(ARGV[3]) then
@@ -108,13 +111,19 @@ while #ids < wanted do
 end
 
 if #ids > 0 then
-  local entries, wants, times = {}, {}, {}
+  local aside, entries, wants, times = {}, {}, {}, {}
   for i, id in ipairs(ids) do
-    -- Not ZADD, of which idle replicas would be told as of a new job.
-    redis.call('ZINCRBY', queue, now + ends_ms - scores[i], id)
-    entries[2 * i - 1], entries[2 * i] = now + lease_ms, id
+    aside[2 * i - 1], aside[2 * i] = ends_at, id
+    entries[2 * i - 1], entries[2 * i] = lapses_at, id
     wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
     times[i] = now
+  end
+  if #ids > FEW then
+    redis.call('ZADD', queue, unpack(aside))
+  else
+    for i, id in ipairs(ids) do -- not ZADD, of which idle replicas would be told as of a new job
+      redis.call('ZINCRBY', queue, ends_at - scores[i], id)
+    end
   end
   redis.call('ZADD', leases, unpack(entries))
   if most_begun > 0 then
