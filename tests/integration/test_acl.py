@@ -15,7 +15,7 @@ from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
 
-from app.components.worker.runtime import NewJob, Worker, enqueue_many
+from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many
 from ops import local, secrets
 from ops.credentials import ACL_TEMPLATE
 from tests.conftest import free_port
@@ -173,11 +173,14 @@ async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], ser
     job = await producer.enqueue_job("echo", 1, _queue_name=QUEUE)
     doomed = await producer.enqueue_job("echo", 2, _queue_name=QUEUE, _defer_by=3600)
     many = await enqueue_many(producer, [NewJob("echo", (n,), unique=str(n)) for n in range(3)], queue_name=QUEUE)
+    own = Producer(producer)
+    many.append(await own.enqueue(NewJob("echo", (3,)), queue_name=QUEUE))
+    own.close()
     worker = Worker([func(echo, name="echo")], queue_name=QUEUE, redis_settings=settings, handle_signals=False)
     task = worker.loop.create_task(worker.async_run())
     assert job is not None
     assert doomed is not None
-    assert [await result(each) for each in (job, *many) if each] == [1, 0, 1, 2]
+    assert [await result(each) for each in (job, *many) if each] == [1, 0, 1, 2, 3]
     assert worker._listener.proved
     assert await doomed.abort(timeout=5, poll_delay=0.01)
     assert await job.status() == "complete"

@@ -1,15 +1,16 @@
-"""``enqueue_many``: jobs as a stock producer makes them, many at a time."""
+"""Our own producers: jobs as a stock producer makes them, many at a time or one."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from arq.connections import ArqRedis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ConnectionError, OutOfMemoryError
 
-from app.components.worker.runtime import NewJob, enqueue_many, keys
+from app.components.worker.runtime import NewJob, Producer, enqueue_many, keys
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
 
@@ -52,6 +53,23 @@ async def test_an_id_that_is_in_use_is_left_out(redis: ArqRedis, serve: MakeWork
     await serve()
     assert await result(second) == 1
     assert await enqueue_many(redis, jobs[1:2], queue_name=QUEUE) == [None], "its result is kept"
+
+
+async def test_a_connection_of_its_own(redis: ArqRedis, serve: MakeWorker) -> None:
+    producer = Producer(redis)
+    sent = [
+        await producer.enqueue(NewJob("echo", (1,), unique="x"), queue_name=QUEUE),
+        *await producer.enqueue_many([NewJob("echo", (2,)), NewJob("echo", (3,), unique="x")], queue_name=QUEUE),
+        await producer.enqueue(NewJob("echo", (4,), unique="x"), queue_name=QUEUE),
+    ]
+    assert [job is not None for job in sent] == [True, True, False, False]
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    with contextlib.suppress(ConnectionError):  # whoever uses it first may be told
+        await producer.enqueue(NewJob("echo", (5,), job_id="again"), queue_name=QUEUE)
+    sent.append(await producer.enqueue(NewJob("echo", (6,)), queue_name=QUEUE))
+    await serve()
+    assert [await result(job) for job in sent if job] == [1, 2, 6]
+    producer.close()
 
 
 async def test_many_thousands_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
