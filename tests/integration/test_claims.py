@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
@@ -11,10 +12,14 @@ from arq.jobs import JobStatus
 from arq.utils import timestamp_ms
 from redis.exceptions import ConnectionError
 
-from app.components.worker.runtime import Backoff, keys
+from app.components.worker.runtime import Backoff, NewJob, enqueue_many, keys
 from app.components.worker.runtime.scripts import Claims, Lease, Scripts, Settlement
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
+
+
+async def length(ctx: dict[Any, Any], value: bytes) -> int:
+    return len(value)
 
 
 def scripts_of(redis: ArqRedis, lease_s: float = 60) -> Scripts:
@@ -248,3 +253,17 @@ async def test_a_worker_that_cannot_store_ends_any_more_ends_itself(redis: ArqRe
     worker._wake.set()
     with pytest.raises(asyncio.CancelledError):
         await worker.main_task
+
+
+async def test_more_than_a_listener_may_be_sent_is_claimed_at_once(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis ends a connection that listens when 32 MiB wait to be read by it."""
+    worker = await serve(functions=[length], max_jobs=64)
+    await redis.set(keys.paused(QUEUE), 1)
+    jobs = await enqueue_many(redis, [NewJob("length", (bytes(1 << 20),)) for _ in range(40)], queue_name=QUEUE)
+    await redis.delete(keys.paused(QUEUE))
+    await enqueue(redis, "length", b"")
+    assert [await result(job) for job in jobs if job] == [1 << 20] * 40
+    assert worker.jobs_complete == 41
+    assert "unavailable" not in caplog.text

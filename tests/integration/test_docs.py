@@ -75,6 +75,7 @@ async def test_the_examples_run(
         assert answer["redis_version"]
         redis.job_serializer = space["serializer"].dumps
         assert await space["enqueue"](redis, [mail_service, mail_service, "http://localhost:1"]) == 2
+        await space["serve"](redis, mail_service)
     finally:
         worker.terminate()
         await worker.communicate()

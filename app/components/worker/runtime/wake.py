@@ -20,7 +20,7 @@ class Listener:
     It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
     busy one finds its next jobs by itself, and would read a message for each that is enqueued.
 
-    Its ``wire`` is the worker's: what is claimed by it after ``start`` and what is told miss nothing between them.
+    Its connection is for this alone: Redis ends one that listens when some MiB of replies wait to be read.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Listener:
         on_end: Callable[[], None] | None = None,
         on_abort: Callable[[], None],
     ) -> None:
-        self.wire = Wire(pool, heard=self._hear, lost=self._lose)
+        self._wire = Wire(pool, heard=self._hear, lost=self._lose)
         self._probe = f"worker:probe:{uuid4().hex}"
         self.listening = False  #: whether a subscription stands
         self._proved = False
@@ -58,19 +58,28 @@ class Listener:
         """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
         self.listening = True  # from here on a loss of the connection is ours
         try:
-            await asyncio.gather(*(self.wire.call("SUBSCRIBE", channel) for channel in self._channels))
+            await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
         except BaseException:
             self.listening = False
             raise
         if not self._proved:
             with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
-                await self.wire.call("ZADD", self._probe, 0, "probe")
-                await self.wire.call("DEL", self._probe)
+                await self._wire.call("ZADD", self._probe, 0, "probe")
+                await self._wire.call("DEL", self._probe)
+
+    async def check(self) -> None:
+        """Make sure that we would hear: a connection that leads nowhere tells of nothing, its own end neither."""
+        await self._wire.call("PING")
 
     async def stop(self) -> None:
+        """Hear of nothing more."""
         if self.listening:
             self.listening = False
-            await asyncio.gather(*(self.wire.call("UNSUBSCRIBE", channel) for channel in self._channels))
+            await asyncio.gather(*(self._wire.call("UNSUBSCRIBE", channel) for channel in self._channels))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._wire.close()
 
     def _prove(self) -> None:
         self._proved = True

@@ -26,8 +26,8 @@ Heard = Callable[[bytes, bytes], None]  #: given a channel, and a message
 class Wire:
     """Calls Redis over one connection, which is made when it is needed, and again after it was lost.
 
-    As RESP3 does, it carries messages of channels among the replies, in the order in which Redis saw to them:
-    after ``SUBSCRIBE`` has been answered, nothing is missed until ``lost`` is called.
+    As RESP3 does, it carries messages of channels among the replies: after ``SUBSCRIBE`` has been answered, none is
+    missed until ``lost`` is called. Each channel has to be subscribed to by a call of its own.
 
     :param pool: how to connect, and its ``socket_timeout`` is how long a reply may take
     :param heard: called with each message

@@ -36,6 +36,7 @@ from .policies import RateLimit
 from .runner import JobRunner
 from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Lease, Scripts, cancelled
 from .wake import Listener
+from .wire import Wire
 
 if not version("arq").startswith("0.28."):
     raise ImportError(f"this runtime is written against arq 0.28, not {version('arq')}: its internals differ")
@@ -140,7 +141,8 @@ class Worker(JobRunner):
             on_end=self._tell if self.global_concurrency else None,
             on_abort=self._urgent.set,
         )
-        self._scripts = self._make_scripts(self._listener.wire.call)
+        self._wire = Wire(self.pool.connection_pool)
+        self._scripts = self._make_scripts(self._wire.call)
         self._commits = Commits(self._scripts)
         self._peers = Peers(self.pool, self.queue_name)
         self._cron = Cron(self.pool, self.queue_name, self.replica, self.cron_jobs)
@@ -208,7 +210,8 @@ class Worker(JobRunner):
         if self._hooks:
             await asyncio.wait(self._hooks, timeout=CANCEL_WAIT_S)
         await self._keeper.stop()
-        self._listener.wire.close()
+        self._listener.close()
+        self._wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once."""
@@ -289,6 +292,8 @@ class Worker(JobRunner):
         if not self._listener.listening and not self.burst:
             await self._listener.start()
             return 0  # for what was enqueued meanwhile
+        if self._listener.listening and not (told or claims.jobs):
+            await self._listener.check()
         wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
