@@ -54,6 +54,7 @@ RESULTS_ALONE = Count(("DBSIZE",), database=1)
 SYSTEMS = (
     OURS,
     _arq("this worker, 10 slots", "aegis", 10, 30_000),
+    _arq("this worker, stock producer", "aegis_stock", 500, 30_000),
     BEST_ARQ,
     _arq(f"{ARQ}, as it comes", "arq_default", 10, 1_000, 0.5),
     _peer("taskiq", slots=100, count=RESULTS_ALONE, jobs=15_000),

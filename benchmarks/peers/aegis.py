@@ -1,14 +1,12 @@
-"""This repository's worker, and its own producer; a stock arq producer takes three round trips in place of one."""
+"""This repository's worker, and its own producer."""
 
 from __future__ import annotations
 
-from app.components.worker.runtime import NewJob, Producer, Worker
-from benchmarks.peers.arq import Arq
+from app.components.worker.runtime import NewJob, Producer
+from benchmarks.peers.aegis_stock import AegisStock
 
 
-class Aegis(Arq):
-    worker_class = Worker
-
+class Aegis(AegisStock):
     async def connect(self) -> None:
         await super().connect()
         self.producer = Producer(self.redis)
