@@ -66,14 +66,14 @@ def version(program: Path) -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
-async def compare(only: str, scale: float, samples: int) -> None:
+async def compare(only: str, scale: float) -> None:
     """Measure all systems, or those with ``only`` in their titles; the first one's ratios are to the others."""
     rows: dict[str, Row] = {}
     for system in SYSTEMS:
         if only in system.title:
             console.print(f"measuring {system.title}", style="dim")
             try:
-                rows[system.title] = await measure(system, scale, samples)
+                rows[system.title] = await measure(system, scale)
             except Failed as failure:
                 rows[system.title] = str(failure)
     _print("One worker process each", rows)
@@ -100,8 +100,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("sections", nargs="*", default=[PEERS], help=f"{PEERS} (default), {', '.join(SECTIONS)} or all")
     parser.add_argument("--only", default="", metavar="TEXT", help="only peers whose title has this")
-    parser.add_argument("--scale", type=float, default=1, help="share of the jobs, 0.1 for a quick look")
-    parser.add_argument("--samples", type=int, default=150, help="idle pick-ups to time")
+    parser.add_argument("--scale", type=float, default=1, help="share of the jobs and pick-ups, 0.1 for a quick look")
     options = parser.parse_args()
     known = [PEERS, *SECTIONS]
     wanted = known if "all" in options.sections else options.sections
@@ -110,7 +109,7 @@ async def main() -> None:
     console.print(version(server_program()), style="dim")
     for name in wanted:
         if name == PEERS:
-            await compare(options.only, options.scale, options.samples)
+            await compare(options.only, options.scale)
         else:
             await measure_section(name, options.scale)
 

@@ -55,9 +55,9 @@ async def drain(
     return Drained(*(after - before for before, after in zip(begin, end, strict=True)))
 
 
-async def measure(system: System, scale: float, samples: int) -> dict[str, float]:
+async def measure(system: System, scale: float) -> dict[str, float]:
     """All figures of one system."""
-    jobs = max(100, int(system.jobs * scale))
+    jobs, samples = max(100, int(system.jobs * scale)), max(10, int(system.pick_ups * scale))
     async with server() as its_server:
         with producer(its_server, system) as asked:
             enqueued_s = await asked.ask("noops", jobs, within_s=DONE_WITHIN_S)

@@ -30,14 +30,18 @@ class System:
     count: Count
     jobs: int  #: to drain, for some seconds
     longest_pause_s: float = 0.1  #: before a pick-up; those that poll are asked at any time between two looks
+    pick_ups: int = 400
     results: str | None = None  #: keys of results, where it is not they that are counted
     one_at_a_time: bool = False
 
 
-def _arq(title: str, peer: str, slots: int, jobs: int, longest_pause_s: float = 0.1) -> System:
+POLLS: dict[str, Any] = {"longest_pause_s": 0.5, "pick_ups": 100}
+
+
+def _arq(title: str, peer: str, slots: int, jobs: int, **options: Any) -> System:
     # A job leaves the queue in the transaction that stores its result.
     waiting = Count(("ZCARD", QUEUE), falls=True)
-    return System(title, peer, None, slots, waiting, jobs, longest_pause_s, "arq:result:*")
+    return System(title, peer, None, slots, waiting, jobs, results="arq:result:*", **options)
 
 
 def _peer(name: str, **options: Any) -> System:
@@ -48,7 +52,7 @@ def _peer(name: str, **options: Any) -> System:
 
 OURS = _arq("this worker, 500 slots", "aegis", 500, 30_000)
 ARQ = f"arq {locked_version(ARQ_LOCK, 'arq')}"
-BEST_ARQ = _arq(f"{ARQ}, 500 slots, uvloop", "arq", 500, 10_000, 0.5)
+BEST_ARQ = _arq(f"{ARQ}, 500 slots, uvloop", "arq", 500, 10_000, **POLLS)
 RESULTS_ALONE = Count(("DBSIZE",), database=1)
 
 SYSTEMS = (
@@ -56,10 +60,10 @@ SYSTEMS = (
     _arq("this worker, 10 slots", "aegis", 10, 30_000),
     _arq("this worker, stock producer", "aegis_stock", 500, 30_000),
     BEST_ARQ,
-    _arq(f"{ARQ}, as it comes", "arq_default", 10, 1_000, 0.5),
+    _arq(f"{ARQ}, as it comes", "arq_default", 10, 1_000, **POLLS),
     _peer("taskiq", slots=100, count=RESULTS_ALONE, jobs=15_000),
     _peer("huey", slots=4, count=Count(("HLEN", "huey.results.bench")), jobs=15_000),
-    _peer("dramatiq", slots=8, count=RESULTS_ALONE, jobs=10_000, longest_pause_s=0.5),
+    _peer("dramatiq", slots=8, count=RESULTS_ALONE, jobs=10_000, **POLLS),
     _peer(
         "SAQ",
         slots=10,
