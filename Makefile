@@ -166,6 +166,7 @@ docs: $(VENV) ## Write docs/configuration.md anew from the settings
 	@$(PYTHON) docs/generate.py > docs/configuration.md
 
 $(VENV): requirements/dev.txt
+	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("this needs Python 3.11; `make up` does with 3.10")'
 	@python3 -m venv .venv
 	@.venv/bin/pip install -qq --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
 	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .

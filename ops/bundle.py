@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import tarfile
 import tempfile
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from . import commands, envfile, lifecycle, releases
 from .configuration import ROOT, ConfigurationError
@@ -194,8 +193,11 @@ def _local(stack: Stack) -> dict[str, str]:
 
 
 def _digest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
     with file:
-        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:

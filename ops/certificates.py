@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from .configuration import ConfigurationError
@@ -123,7 +123,7 @@ def table(folder: Path, openssl: OpenSSL, *, now: float) -> str:
     rows = [("certificate", "expires", "days", "of")]
     for name in NAMES:
         if it := read(folder, name, openssl):
-            day = datetime.fromtimestamp(it.expires, UTC).date().isoformat()
+            day = datetime.fromtimestamp(it.expires, timezone.utc).date().isoformat()
             rows.append((f"{name}.crt", day, str(it.days_left(now)), ", ".join(it.names) or it.subject))
     return "\n".join(f"{file:17} {day:10} {days:>5}  {of}" for file, day, days, of in rows)
 

@@ -28,7 +28,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SINCE = re.compile(r"(\d+)([smhd])")
 _SUPERVISOR = re.compile(r"(\S+) supervisor: (.*)")
 _OOM_KILL = re.compile(r"^(\S+) oom-kill:.*task_memcg=\S*?([0-9a-f]{64})\S*,task=([^,]+),pid=(\d+)", re.MULTILINE)
-_FRACTION = re.compile(r"([.,]\d{1,6})\d*")
+_FRACTION = re.compile(r"[.,](\d{1,6})\d*")
 
 
 @dataclass(frozen=True)
@@ -210,5 +210,6 @@ def _short(stack: Stack, container: str) -> str:
 
 
 def _time(text: str) -> float:
-    """Return a time as Docker or the kernel writes it, which may have more digits than Python takes."""
-    return datetime.fromisoformat(_FRACTION.sub(lambda match: match[1].replace(",", "."), text)).timestamp()
+    """Return a time as Docker or the kernel writes it, with any number of digits, of which Python 3.10 takes six."""
+    text = _FRACTION.sub(lambda match: f".{match[1]:0<6}", text).replace("Z", "+00:00")
+    return datetime.fromisoformat(text).timestamp()

@@ -19,6 +19,7 @@ mapfile -t shell_files < <(git ls-files '*.sh' .ci/run)
 check ruff ruff check .
 check 'ruff format' ruff format --check .
 check mypy mypy
+check 'mypy, Python 3.10' mypy --python-version 3.10 --cache-dir .mypy_cache/3.10 ops
 check hadolint hadolint Dockerfile
 check shellcheck shellcheck "${shell_files[@]}"
 check yamllint yamllint --strict .

@@ -9,7 +9,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from app.core.config import SECRETS, Settings, settings
 
@@ -99,6 +99,8 @@ def explain(error: Exception, config: Settings = settings) -> str:
     server = where.unix_socket_path or f"{where.host}:{where.port}"
     if isinstance(error, AuthenticationError):
         return f"Redis at {server} refuses the login: check REDIS_USERNAME and secrets/<ENV>/redis_password ({error})"
+    if isinstance(error, NoPermissionError):
+        return f"Redis at {server} does not let the user {where.username or 'default'} do this: {error}"
     if isinstance(error, RedisError | OSError) and (cause := _tls_error(error)):
         return f"Redis at {server}: {_explain_tls(cause, str(where.host))} ({cause})"
     if isinstance(error, RedisError | OSError):

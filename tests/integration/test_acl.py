@@ -16,6 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
 
 from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many
+from app.core.config import Settings
+from app.core.redis import explain
 from ops import local, secrets
 from ops.credentials import ACL_TEMPLATE
 from tests.conftest import free_port
@@ -163,6 +165,13 @@ async def test_the_admin_may_do_everything(users: dict[str, ArqRedis]) -> None:
     assert (await users[ADMIN].acl_whoami()) == ADMIN
     assert await users[ADMIN].config_get("maxmemory-policy")
     assert await users[ADMIN].keys("*")
+
+
+async def test_what_a_user_may_not_do_is_said(users: dict[str, ArqRedis]) -> None:
+    with pytest.raises(NoPermissionError) as caught:
+        await users[MONITOR].delete(QUEUE)
+    said = explain(caught.value, Settings(_env_file=None, REDIS_USERNAME=MONITOR))
+    assert said.startswith("Redis at localhost:6379 does not let the user monitor do this: ")
 
 
 async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], server: tuple[int, Path]) -> None:
