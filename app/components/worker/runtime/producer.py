@@ -47,7 +47,7 @@ async def enqueue_many(redis: ArqRedis, jobs: Iterable[NewJob], *, queue_name: s
 
 
 class Producer:
-    """Enqueues jobs over a connection of its own, which is there at once: for a program that does so all day.
+    """Enqueues jobs over a connection of its own, where others borrow one: for a program that does so all day.
 
     :param redis: how to connect; its serializer and its default queue are used, as by ``enqueue_job``
     """

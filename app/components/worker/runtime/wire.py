@@ -18,6 +18,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, InvalidResponse, ReadOnlyError, RedisError, TimeoutError
 
+from . import connection
+
 NOTHING = object()  #: what the parser gives while a reply is not whole
 
 Heard = Callable[[bytes, bytes], None]  #: given a channel, and a message
@@ -29,7 +31,7 @@ class Wire:
     As RESP3 does, it carries messages of channels among the replies: after ``SUBSCRIBE`` has been answered, none is
     missed until ``lost`` is called. Each channel has to be subscribed to by a call of its own.
 
-    :param pool: how to connect, and its ``socket_timeout`` is how long a reply may take
+    :param pool: how to connect; its ``socket_timeout``, or 10 s, is how long a reply may take
     :param heard: called with each message
     :param lost: called when the connection breaks
     """
@@ -38,8 +40,12 @@ class Wire:
         self, pool: ConnectionPool, *, heard: Heard | None = None, lost: Callable[[], None] | None = None
     ) -> None:
         self._connection_class = pool.connection_class
-        # redis-py would ask for its first PING before it has logged in with protocol 3.
-        self._options = pool.connection_kwargs | {"protocol": 3, "health_check_interval": 0}
+        self._timeout_s = pool.connection_kwargs.get("socket_timeout") or connection.SOCKET_TIMEOUT_S
+        self._options = pool.connection_kwargs | {
+            "protocol": 3,
+            "socket_timeout": self._timeout_s,
+            "health_check_interval": 0,  # redis-py would ask for its first PING before it has logged in
+        }
         self._heard = heard
         self._lost = lost
         self._link: _Link | None = None
@@ -56,9 +62,9 @@ class Wire:
         return await link.call(hiredis.pack_command(command))  # type: ignore[arg-type]
 
     async def _connect(self) -> _Link:
-        connection = self._connection_class(**self._options)
-        await connection.connect()  # type: ignore[no-untyped-call]
-        return _Link(connection, self._options.get("socket_timeout"), self._heard, self._lost)
+        made = self._connection_class(**self._options)
+        await made.connect()  # type: ignore[no-untyped-call]
+        return _Link(made, self._timeout_s, self._heard, self._lost)
 
     def close(self) -> None:
         """Close the connection, if there is one; what is under way fails, and ``lost`` is not called."""
@@ -71,8 +77,8 @@ class _Link(asyncio.Protocol):
 
     def __init__(
         self,
-        connection: AbstractConnection,
-        timeout_s: float | None,
+        made: AbstractConnection,
+        timeout_s: float,
         heard: Heard | None,
         lost: Callable[[], None] | None,
     ) -> None:
@@ -85,9 +91,9 @@ class _Link(asyncio.Protocol):
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
         )
-        reader = cast(asyncio.StreamReader, connection._reader)
-        self._writer = cast(asyncio.StreamWriter, connection._writer)  # which closes its transport when it goes
-        connection._reader = connection._writer = None
+        reader = cast(asyncio.StreamReader, made._reader)
+        self._writer = cast(asyncio.StreamWriter, made._writer)  # which closes its transport when it goes
+        made._reader = made._writer = None
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
         if reader.at_eof():  # nobody will be told a second time
@@ -101,8 +107,6 @@ class _Link(asyncio.Protocol):
         reply = self._loop.create_future()
         self._replies.append(reply)
         self._transport.write(packed)
-        if self._timeout_s is None:
-            return await reply
         timer = self._loop.call_later(self._timeout_s, self._end, TimeoutError("no reply from Redis"))
         try:
             return await reply
