@@ -101,7 +101,7 @@ class Server:
 
 
 def server_program() -> Path:
-    """The machine's own Redis, which is what the stack's image has; the embedded Valkey where there is none."""
+    """The machine's own Redis, with jemalloc as the stack's; where there is none, the embedded Valkey, without."""
     installed = shutil.which("redis-server")
     return Path(installed) if installed else server_binary()
 
