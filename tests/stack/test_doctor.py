@@ -244,5 +244,5 @@ def test_what_does_not_belong_to_it(stack: Stack) -> None:
     try:
         _, found = doctor(stack)
     finally:
-        docker("rm", f"{stack.project}-old-1")
+        docker("rm", "--volumes", f"{stack.project}-old-1")
     assert found["orphans"][0]["mend"] == f"docker rm -f {stack.project}-old-1"
