@@ -30,7 +30,6 @@ MOST_DEAD = 10_000  #: dead letters that a queue keeps
 
 _LUA = Path(__file__).with_name("lua")
 
-
 Call = Callable[..., Awaitable[Any]]  #: runs a command: a wire's ``call``, a client's ``execute_command``
 
 

@@ -28,7 +28,7 @@
             reached, and for each job: id, due time, which try this is, 1 if its last lease lapsed, time of the
             request to abort it or nil, payload or nil }
 ]]
-local FEW = 8 -- jobs in a claim; of more, others may well hear
+local FEW = 8 -- jobs: of a claim of no more, idle replicas are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
 local wanted, token, lease_ms = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -121,7 +121,7 @@ if #ids > 0 then
   if #ids > FEW then
     redis.call('ZADD', queue, unpack(aside))
   else
-    for i, id in ipairs(ids) do -- not ZADD, of which idle replicas would be told as of a new job
+    for i, id in ipairs(ids) do -- which is another event than that of a new job
       redis.call('ZINCRBY', queue, ends_at - scores[i], id)
     end
   end
