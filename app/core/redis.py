@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
 from typing import Any
 
 from arq.connections import ArqRedis
-from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import BlockingConnectionPool, Connection, UnixDomainSocketConnection
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
+from app.core import tls
 from app.core.config import SECRETS, Settings, settings
-
-_EXPIRED = (10,)  #: OpenSSL's numbers for what is wrong with a certificate
-_UNKNOWN_CA = (2, 18, 19, 20, 21)
-_OTHER_NAME = (62, 64)
 
 
 class FileLogin(CredentialProvider):
@@ -31,15 +27,6 @@ class FileLogin(CredentialProvider):
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         return self.get_credentials()
-
-
-class _TLSConnection(SSLConnection):
-    """Reads its certificates anew whenever it connects, as they are renewed while it lives."""
-
-    async def connect(self) -> None:
-        if not self.is_connected:
-            self.ssl_context.context = None
-        await super().connect()  # type: ignore[no-untyped-call]
 
 
 def create_pool(config: Settings = settings, *, queue_name: str | None = None) -> ArqRedis:
@@ -76,14 +63,7 @@ def create_pool(config: Settings = settings, *, queue_name: str | None = None) -
             "socket_keepalive_options": config.keepalive_options,
         }
     if where.ssl:
-        options |= {
-            "connection_class": _TLSConnection,
-            "ssl_cert_reqs": where.ssl_cert_reqs,
-            "ssl_check_hostname": where.ssl_check_hostname,
-            "ssl_ca_certs": where.ssl_ca_certs,
-            "ssl_certfile": where.ssl_certfile,
-            "ssl_keyfile": where.ssl_keyfile,
-        }
+        options |= {"connection_class": tls.TLSConnection, "contexts": tls.Contexts(where)}
     serializer = config.serializer
     pool = ArqRedis(
         BlockingConnectionPool(**options), job_serializer=serializer.dumps, job_deserializer=serializer.loads
@@ -101,31 +81,11 @@ def explain(error: Exception, config: Settings = settings) -> str:
         return f"Redis at {server} refuses the login: check REDIS_USERNAME and secrets/<ENV>/redis_password ({error})"
     if isinstance(error, NoPermissionError):
         return f"Redis at {server} does not let the user {where.username or 'default'} do this: {error}"
-    if isinstance(error, RedisError | OSError) and (cause := _tls_error(error)):
-        return f"Redis at {server}: {_explain_tls(cause, str(where.host))} ({cause})"
+    if isinstance(error, RedisError | OSError) and (cause := tls.find_error(error)):
+        return f"Redis at {server}: {tls.explain(cause, str(where.host))} ({cause})"
     if isinstance(error, RedisError | OSError):
         return f"Redis at {server} is out of reach{' by TLS' if where.ssl else ''}: {error or type(error).__name__}"
     return str(error)
-
-
-def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS said, somewhere below the error that the client makes of it."""
-    while error is not None and not isinstance(error, ssl.SSLError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _explain_tls(error: ssl.SSLError, host: str) -> str:
-    code = getattr(error, "verify_code", None)
-    if code in _EXPIRED:
-        return "its certificate has expired: `make certs` renews it"
-    if code in _UNKNOWN_CA:
-        return "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS (secrets/<ENV>/redis_ca.crt)"
-    if code in _OTHER_NAME:
-        return f"its certificate is not for {host}: add the name to REDIS_TLS_NAMES, then `make certs`"
-    if error.reason == "WRONG_VERSION_NUMBER":
-        return "it does not speak TLS: check REDIS_SSL"
-    return "it refuses us by TLS: check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE"
 
 
 async def check(pool: ArqRedis) -> None:

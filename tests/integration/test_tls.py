@@ -145,6 +145,26 @@ async def test_another_ca(serve: Serve, tmp_path: Path) -> None:
     assert "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
 
 
+async def test_of_the_cas_only_the_one_that_is_set_counts(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "system")
+    relay = await serve(folder)
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / f"{CA}.crt"))
+    assert await ping(settings(relay.port, folder))
+    other = settings(relay.port, make(tmp_path / "b"))
+    assert "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
+
+
+async def test_connections_share_a_context(serve: Serve, tmp_path: Path) -> None:
+    folder = make(tmp_path / "a")
+    pool = create_pool(settings((await serve(folder)).port, folder)).connection_pool
+    made = await asyncio.gather(*(pool.get_connection() for _ in range(5)))
+    assert len({id(each._writer.get_extra_info("ssl_object").context) for each in made}) == 1
+    for each in made:
+        await each.disconnect()
+
+
 async def test_a_certificate_that_has_expired(serve: Serve, tmp_path: Path) -> None:
     folder = make(tmp_path / "a")
     expire(folder, SERVER)

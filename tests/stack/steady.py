@@ -66,7 +66,7 @@ async def main():
         if not await pool.zcard(QUEUE):
             break
         await asyncio.sleep(0.1)
-    wrong, latest, again, results = [], 0, 0, 0
+    wrong, latest, again = [], (0, None), 0
     for number, (enqueued, seconds) in jobs.items():
         runs = [line.decode().split() for line in await pool.lrange(f"app:runs:{{LOAD}}-{{number}}", 0, -1)]
         begun = [float(at) for what, at in runs if what == "begun"]
@@ -75,9 +75,10 @@ async def main():
         if not ended or not await pool.exists(f"arq:result:{{LOAD}}-{{number}}"):
             wrong.append((number, seconds, enqueued, runs))
         else:
-            latest = max(latest, ended[0] - enqueued - seconds)
-    found = dict(jobs=len(jobs), refused=refused, again=again, latest=latest, wrong=wrong[:5], lost=len(wrong))
-    print(json.dumps(found))
+            waited, ran = begun[0] - enqueued, ended[0] - begun[0]
+            latest = max(latest, (waited + ran - seconds, [number, seconds, waited, ran]))
+    found = dict(jobs=len(jobs), refused=refused, again=again, wrong=wrong[:5], lost=len(wrong))
+    print(json.dumps(found | dict(latest=latest[0], latest_job=latest[1])))
 
 asyncio.run(main())
 """
@@ -91,6 +92,7 @@ class Account:
     refused: int = 0  #: by Redis, when they were enqueued
     again: int = 0  #: runs beyond one for each job
     latest: float = 0  #: seconds, the most that a job ended later than it would have alone
+    latest_job: list[float] | None = None  #: its number, its length, how long it waited, how long it ran
     lost: int = 0  #: jobs without an end or a result
     wrong: tuple[object, ...] = ()  #: some of these
 
