@@ -39,10 +39,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lapses_at, ends_at = string.format('%d', now + lease_ms), string.format('%d', now + ARGV[5])
 local reply = { false, 0, 0 }
 
-if tonumber(redis.call('GET', KEYS[5]) or 0) > tonumber(ARGV[3]) then
+local fence, paused = unpack(redis.call('MGET', KEYS[5], KEYS[2]))
+if tonumber(fence or 0) > tonumber(ARGV[3]) then
   return reply
 end
-if redis.call('EXISTS', KEYS[2]) == 1 then
+if paused then
   reply[2] = 1
   return reply
 end
@@ -133,7 +134,7 @@ if #ids > 0 then
   local found = redis.call('MGET', unpack(wants))
   local aborts = redis.call('ZCARD', abort) > 0
   for i, id in ipairs(ids) do
-    local tries, has_lapsed, asked, at = (tonumber(found[2 * i] or 0) or 0) + 1, 0, false, #reply
+    local tries, has_lapsed, asked, at = (tonumber(found[2 * i] or 0) or 0) + 1, 0, false, 3 + 6 * (i - 1)
     if i <= lapsed then
       redis.call('SET', retry .. id, tries, 'EX', ARGV[6]) -- the try of the worker that is gone
       tries, has_lapsed = tries + 1, 1

@@ -90,7 +90,9 @@ if #left > 0 then
 end
 if #ended > 0 then
   redis.call('ZREM', queue, unpack(ended))
-  redis.call('ZREM', abort, unpack(ended))
+  if redis.call('EXISTS', abort) == 1 then
+    redis.call('ZREM', abort, unpack(ended))
+  end
 end
 local too_many = redis.call('ZCARD', dead) - ARGV[1]
 if too_many > 0 then
