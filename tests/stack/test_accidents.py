@@ -29,13 +29,15 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(make_stack: MakeStack, 
     """The kernel lives on, so that what Redis had written is there whether or not it was synced."""
     stack = make(make_stack, REDIS_APPENDFSYNC=fsync)
     stack.make("up")
+    before = stack.inspect("redis")["State"]["StartedAt"]
     with steady.load(stack, rate=100) as account:
         time.sleep(2)
         stack.run("docker", "kill", *stack.replicas("redis"), *stack.replicas("worker"))
         stack.make("up")
         time.sleep(1)
+    # Enqueues need not have been refused meanwhile: redis-py connects again for some seconds.
+    assert stack.inspect("redis")["State"]["StartedAt"] != before
     assert account.jobs > 200
-    assert account.refused
     assert account.lost == 0, account
 
 
