@@ -28,7 +28,7 @@ class Contexts:
         self._made: tuple[object, ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:
-        """Raises ``OSError`` where a file cannot be read, or is no certificate."""
+        """Return it; raises ``OSError`` where a file cannot be read, or is no certificate."""
         where = self._where
         files = (where.ssl_ca_certs, where.ssl_certfile, where.ssl_keyfile)
         state = [(status.st_ino, status.st_mtime_ns) for status in map(os.stat, filter(None, files))]
@@ -52,7 +52,7 @@ class TLSConnection(SSLConnection):
 
     def __init__(self, *, contexts: Contexts, **options: Any) -> None:
         super().__init__(**options)
-        self.ssl_context = contexts  # type: ignore[assignment]  # it only calls `get`
+        self.ssl_context = contexts  # type: ignore[assignment]  # of which redis-py calls `get` alone
 
 
 def find_error(error: BaseException | None) -> ssl.SSLError | None:
