@@ -33,8 +33,8 @@ async def test_a_claim_whose_reply_is_lost_burns_no_try(
     lost: list[str] = []
     whole = Scripts.claim
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
-        claims = await whole(self, wanted)
+    async def claim(self: Scripts, *asked: Any) -> Claims:
+        claims = await whole(self, *asked)
         if claims.jobs and not lost:
             lost.extend(claim.lease.job_id for claim in claims.jobs)
             raise ConnectionError("the reply is lost")
@@ -136,10 +136,10 @@ async def test_replicas_that_come_too_late_let_others_go_first(
     looks = 0
     whole = Scripts.claim
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
+    async def claim(self: Scripts, *asked: Any) -> Claims:
         nonlocal looks
         looks += 1
-        return await whole(self, wanted)
+        return await whole(self, *asked)
 
     replicas = [await serve() for _ in range(10)]
     await eventually(lambda: all(replica._replicas == 10 for replica in replicas))
@@ -225,8 +225,8 @@ async def test_jobs_that_others_took_while_we_stood_still_are_not_started(
     whole = Scripts.claim
     stood_still = asyncio.Event()
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
-        claims = await whole(self, wanted)
+    async def claim(self: Scripts, *asked: Any) -> Claims:
+        claims = await whole(self, *asked)
         if claims.jobs and not stood_still.is_set():
             stood_still.set()
             await asyncio.sleep(1)

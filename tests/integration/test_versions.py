@@ -124,8 +124,8 @@ async def test_a_backlog_of_unknown_jobs_keeps_nobody_busy(
     looks: list[int] = []
     whole = Scripts.claim
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
-        claims = await whole(self, wanted)
+    async def claim(self: Scripts, *asked: Any) -> Claims:
+        claims = await whole(self, *asked)
         looks.append(len(claims.jobs))
         return claims
 
@@ -181,9 +181,9 @@ async def test_a_replica_that_starts_has_its_record_before_it_claims_and_not_bef
     listed: list[bool] = []
     whole = Scripts.claim
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
+    async def claim(self: Scripts, *asked: Any) -> Claims:
         listed.append("learnt" in await health.known(redis, QUEUE))
-        return await whole(self, wanted)
+        return await whole(self, *asked)
 
     async def on_startup(ctx: dict[Any, Any]) -> None:
         listed.append("learnt" in await health.known(redis, QUEUE))
@@ -235,12 +235,12 @@ async def test_after_an_outage_others_have_time_to_write_their_records_anew(
     worker = await serve(functions=[echo])
     whole = Scripts.claim
 
-    async def claim(self: Scripts, wanted: int) -> Claims:
+    async def claim(self: Scripts, *asked: Any) -> Claims:
         monkeypatch.setattr(Scripts, "claim", whole)
         raise ConnectionError("away")
 
     monkeypatch.setattr(Scripts, "claim", claim)
-    worker._wake.set()
+    worker._rouse()
     await eventually(lambda: worker._failures)
     await eventually(lambda: not worker._failures)
     await redis.delete(keys.health(QUEUE, knows.replica))

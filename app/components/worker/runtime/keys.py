@@ -51,6 +51,11 @@ def fence(worker: str) -> str:
     return f"worker:fence:{worker}"
 
 
+def bell(queue_name: str) -> str:
+    """Sorted set: has a member once a job was enqueued, until one of the workers that wait for that takes it."""
+    return f"worker:bell:{short_name(queue_name)}"
+
+
 def begun(queue_name: str) -> str:
     """List: when the jobs of the last period of the rate limit were claimed, ms."""
     return f"worker:begun:{short_name(queue_name)}"

@@ -88,8 +88,8 @@ async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queu
 
 
 @cache
-def _prefixes(queue_name: str) -> tuple[str, str, str]:
-    return keys.JOB, keys.RESULT, keys.unique(queue_name, "")
+def _prefixes(queue_name: str) -> tuple[str, str, str, str]:
+    return keys.JOB, keys.RESULT, keys.unique(queue_name, ""), keys.bell(queue_name)
 
 
 def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:

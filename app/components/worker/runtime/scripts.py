@@ -46,9 +46,9 @@ class Script:
         self._call = call
         self._source, self._sha = _source(name)
 
-    async def __call__(self, keys: Sequence[Any], args: Iterable[Any]) -> Any:
+    async def __call__(self, keys: Sequence[Any], args: Iterable[Any], call: Call | None = None) -> Any:
         try:
-            return await self._call("EVALSHA", self._sha, len(keys), *keys, *args)
+            return await (call or self._call)("EVALSHA", self._sha, len(keys), *keys, *args)
         except NoScriptError:
             return await self._call("EVAL", self._source, len(keys), *keys, *args)
 
@@ -136,12 +136,12 @@ class Scripts:
             Script(call, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
 
-    async def claim(self, wanted: int) -> Claims:
-        """Claim up to so many jobs."""
+    async def claim(self, wanted: int, call: Call | None = None) -> Claims:
+        """Claim up to so many jobs; ``call`` may do so another way, at another time."""
         self._claims += 1
         token = f"{self._name}:{self._claims}"
         wait_ms, blocked, limited, *flat = await self._claim(
-            self._claim_keys, (wanted, token, self._claims, *self._claim_args)
+            self._claim_keys, (wanted, token, self._claims, *self._claim_args), call
         )
         jobs = []
         fields = iter(flat)

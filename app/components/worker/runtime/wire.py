@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import hiredis
@@ -22,6 +22,8 @@ from . import connection
 
 NOTHING = object()  #: what the parser gives while a reply is not whole
 
+Field = bytes | str | int | float
+Command = Sequence[Field]
 Heard = Callable[[bytes, bytes], None]  #: given a channel, and a message
 
 
@@ -51,25 +53,34 @@ class Wire:
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
 
-    async def call(self, *command: bytes | str | int | float) -> Any:
-        """Return Redis's reply to a command. Raises what redis-py raises."""
+    @property
+    def owed(self) -> bool:
+        """Whether a reply is still to come."""
+        return self._link is not None and self._link.owed
+
+    async def call(self, *command: Field, first: Command = (), first_s: float = 0) -> Any:
+        """Return Redis's reply to a command. Raises what redis-py raises.
+
+        :param first: sent in the same breath, before it; an answer is passed over, an error ends the connection
+        :param first_s: how long Redis may take for that
+        """
         link = self._link
         if link is None or link.error:
             async with self._connecting:
                 link = self._link
                 if link is None or link.error:
                     link = self._link = await self._connect()
-        return await link.call(hiredis.pack_command(command))  # type: ignore[arg-type]
+        return await link.call(command, first, first_s)
 
     async def _connect(self) -> _Link:
         made = self._connection_class(**self._options)
         await made.connect()  # type: ignore[no-untyped-call]
         return _Link(made, self._timeout_s, self._heard, self._lost)
 
-    def close(self) -> None:
-        """Close the connection, if there is one; what is under way fails, and ``lost`` is not called."""
+    def close(self, error: Exception | None = None) -> None:
+        """Close the connection, if there is one; what is under way fails with ``error``, and ``lost`` is not called."""
         if self._link:
-            self._link.close(ConnectionError("closed by us"))
+            self._link.close(error or ConnectionError("closed by us"))
 
 
 class _Link(asyncio.Protocol):
@@ -82,12 +93,12 @@ class _Link(asyncio.Protocol):
         heard: Heard | None,
         lost: Callable[[], None] | None,
     ) -> None:
-        self.error: RedisError | None = None
+        self.error: Exception | None = None
         self._timeout_s = timeout_s
         self._heard = heard
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._replies: deque[asyncio.Future[Any]] = deque()  # that are to come
+        self._replies: deque[asyncio.Future[Any] | None] = deque()  # that are to come; None for one passed over
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
         )
@@ -99,15 +110,23 @@ class _Link(asyncio.Protocol):
         if reader.at_eof():  # nobody will be told a second time
             self.connection_lost(None)
 
-    async def call(self, packed: bytes) -> Any:
+    @property
+    def owed(self) -> bool:
+        return bool(self._replies)
+
+    async def call(self, command: Command, first: Command, first_s: float) -> Any:
         if self._transport.is_closing():
             self.connection_lost(None)
         if self.error:
             raise self.error
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+        if first:
+            packed = hiredis.pack_command(first) + packed  # type: ignore[arg-type]
+            self._replies.append(None)
         reply = self._loop.create_future()
         self._replies.append(reply)
         self._transport.write(packed)
-        timer = self._loop.call_later(self._timeout_s, self._end, TimeoutError("no reply from Redis"))
+        timer = self._loop.call_later(self._timeout_s + first_s, self._end, TimeoutError("no reply from Redis"))
         try:
             return await reply
         finally:
@@ -121,15 +140,17 @@ class _Link(asyncio.Protocol):
                     if self._heard:
                         self._heard(reply[1], reply[2])
                 else:  # to SUBSCRIBE, it is a push as well
-                    self._answer(self._replies.popleft(), reply)
-                    if isinstance(reply, ConnectionError | ReadOnlyError):
+                    waiting = self._replies.popleft()
+                    self._answer(waiting, reply)
+                    fatal = (ConnectionError, ReadOnlyError) if waiting else RedisError
+                    if isinstance(reply, fatal):
                         self._end(reply)  # the next connection may lead to a server that can
         except (InvalidResponse, IndexError) as error:
             self._end(InvalidResponse(f"Redis sent what is no reply: {error}"))
 
     @staticmethod
-    def _answer(waiting: asyncio.Future[Any], reply: Any) -> None:
-        if waiting.done():  # whoever asked was cancelled
+    def _answer(waiting: asyncio.Future[Any] | None, reply: Any) -> None:
+        if waiting is None or waiting.done():  # whoever asked was cancelled
             return
         if isinstance(reply, Exception):
             waiting.set_exception(reply)
@@ -145,7 +166,7 @@ class _Link(asyncio.Protocol):
             if self._lost:
                 self._lost()
 
-    def close(self, error: RedisError) -> None:
+    def close(self, error: Exception) -> None:
         self.error = self.error or error
         self._transport.abort()
         while self._replies:

@@ -35,7 +35,7 @@ from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
 from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Lease, Scripts, cancelled
-from .wake import Listener
+from .wake import PARK_S, Listener
 from .wire import Wire
 
 if not version("arq").startswith("0.28."):
@@ -99,6 +99,7 @@ class Worker(JobRunner):
         self._running = False
         self._behind = False  # with storing ends
         self._dry = False  # nothing was due at the last look, and no end was stored since
+        self._idle = False  # nothing is due for some time, and we are told of what comes
         self._failures = 0  # looks in a row that Redis refused
         self._told = False  # of a job, since the last look
         self._late = False  # others were quicker when we were told last
@@ -134,14 +135,16 @@ class Worker(JobRunner):
         await prepare(self.pool.connection_pool)
         self.ctx |= {"redis": self.pool, "replica": self.replica}
         await self.startup()
+        self._wire = Wire(self.pool.connection_pool)
         self._listener = Listener(
             self.pool.connection_pool,
             self.queue_name,
             on_job=self._tell,
             on_end=self._tell if self.global_concurrency else None,
             on_abort=self._urgent.set,
+            call=self._wire.call,
+            park_s=min(PARK_S, self.lease_s / 3),
         )
-        self._wire = Wire(self.pool.connection_pool)
         self._scripts = self._make_scripts(self._wire.call)
         self._commits = Commits(self._scripts)
         self._peers = Peers(self.pool, self.queue_name)
@@ -226,7 +229,8 @@ class Worker(JobRunner):
             self._stop_at = monotonic()
             if not self._running and self.main_task:
                 self.main_task.cancel()
-        self._wake.set()
+        if self._running:
+            self._rouse()
 
     handle_sig_wait_for_completion = handle_sig
 
@@ -252,7 +256,7 @@ class Worker(JobRunner):
                 await asyncio.sleep(wait_s)
                 continue
             self._failures = 0
-            if not self._is_over():
+            if not (self._is_over() or self._idle):
                 await self._nap(wait_s)
 
     async def _return(self, away_s: float) -> None:
@@ -265,6 +269,7 @@ class Worker(JobRunner):
 
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
+        idle, self._idle = self._idle, False
         free = self.max_jobs - len(self.tasks)
         if self.burst and self.max_burst_jobs >= 0:
             free = min(free, self.max_burst_jobs - self._jobs_started())
@@ -276,15 +281,16 @@ class Worker(JobRunner):
         if self._behind:
             return IDLE_LOOK_S  # an end that is stored wakes us
         told, self._told = self._told, False
+        parked = idle and not told
         asked = monotonic()
-        claims = await self._scripts.claim(wanted)
+        claims = await (self._scripts.claim(1, self._listener.park) if parked else self._scripts.claim(wanted))
         for claim in await self._still_ours(claims.jobs, asked):
             self._start(claim)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
-        if claims.jobs or told:
+        if claims.jobs or (told and not self._runs):
             self._late = not claims.jobs
-        if len(claims.jobs) == wanted < free:
+        if len(claims.jobs) == wanted < free or (parked and claims.jobs):
             return 0
         if len(claims.jobs) == free or claims.limited:
             await self._listener.stop()  # there is more than we can take: no need to be told
@@ -292,12 +298,14 @@ class Worker(JobRunner):
         if not self._listener.listening and not self.burst:
             await self._listener.start()
             return 0  # for what was enqueued meanwhile
-        if self._listener.listening and not (told or claims.jobs):
+        if self._listener.listening and not (told or parked or claims.jobs):
             await self._listener.check()
         wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
-        return min(wait_s, next_s)
+        wait_s = min(wait_s, next_s)
+        self._idle = self._listener.proved and wait_s >= self._listener.park_s
+        return wait_s
 
     async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
         """Return claims less those that others took, where we stood still for longer than leases last meanwhile."""
@@ -310,14 +318,17 @@ class Worker(JobRunner):
     def _tell(self) -> None:
         """A job was enqueued: look at once, or, where others are quicker anyway, after some of them."""
         if not self._late or self._replicas == 1:
-            self._told = True
-            self._wake.set()
+            self._tell_now()
         elif self._told_later is None:
-            self._told_later = self.loop.call_later(random.uniform(0, SPREAD_S * self._replicas), self._tell_late)
+            self._told_later = self.loop.call_later(random.uniform(0, SPREAD_S * self._replicas), self._tell_now)
 
-    def _tell_late(self) -> None:
+    def _tell_now(self) -> None:
         self._told_later, self._told = None, True
+        self._rouse()
+
+    def _rouse(self) -> None:
         self._wake.set()
+        self._listener.rouse()
 
     async def _nap(self, wait_s: float) -> None:
         """Wait until the next look; a job's end, a new job or a signal cuts it short."""

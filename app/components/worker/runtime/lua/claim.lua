@@ -24,7 +24,7 @@
   ARGV[11] prefix of payload keys
   ARGV[12] prefix of keys that count the tries that are over
 
-  Returns { ms after which to look again or nil, 1 if jobs may be due that cannot be had now, 1 if the rate limit is
+  Returns { ms after which to look again, or nil for never or where it got as many jobs as it wanted; 1 if jobs may be due that cannot be had now, 1 if the rate limit is
             reached, and for each job: id, due time, which try this is, 1 if its last lease lapsed, time of the
             request to abort it or nil, payload or nil }
 ]]
@@ -147,10 +147,13 @@ if #ids > 0 then
   end
 end
 
-local next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
-local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
-if lapses and (not next_look or lapses < next_look) then
-  next_look = lapses + 1
+local next_look
+if #ids < tonumber(ARGV[1]) then
+  next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
+  local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
+  if lapses and (not next_look or lapses < next_look) then
+    next_look = lapses + 1
+  end
 end
 if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period

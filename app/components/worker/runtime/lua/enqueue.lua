@@ -8,15 +8,17 @@
   ARGV[1]  prefix of payload keys
   ARGV[2]  prefix of result keys
   ARGV[3]  prefix of unique keys
+  ARGV[4]  bell, sorted set: one worker that idles waits for a member. It is no key of the script, which a user who has
+           no right to it could not run then
   and five for each job: ARGV[n] its id, ARGV[n + 1] payload, ARGV[n + 2] due time in ms, ARGV[n + 3] ms to keep the
   payload, ARGV[n + 4] unique key, '' for none
 
   Returns for each job 1, or 0 where it was left out.
 ]]
-local job, result, unique = ARGV[1], ARGV[2], ARGV[3]
+local job, result, unique, bell = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local enqueued, entries = {}, {}
 
-for n = 4, #ARGV, 5 do
+for n = 5, #ARGV, 5 do
   local id, payload, due, keep, key = unpack(ARGV, n, n + 4)
   local free = redis.call('EXISTS', job .. id, result .. id) == 0
   if free and key ~= '' then
@@ -34,5 +36,6 @@ for n = 4, #ARGV, 5 do
 end
 if #entries > 0 then
   redis.call('ZADD', KEYS[1], unpack(entries)) -- once: each is an event that workers hear of
+  redis.pcall('ZADD', bell, 0, '')
 end
 return enqueued
