@@ -82,6 +82,10 @@ COMMANDS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("ZADD", "arq:abort", 1, "id"), {WORKER, PRODUCER}),
     (("GET", "worker:health:test:r0"), {WORKER, MONITOR}),
     (("ZRANGE", "worker:replicas:test", 0, -1), {WORKER, MONITOR}),
+    (("ZADD", "worker:bell:test", 0, ""), {WORKER, PRODUCER}),
+    (("BZPOPMIN", "worker:bell:test", 0.01), {WORKER}),
+    (("SET", "worker:bell:test", "broken"), {WORKER}),
+    (("ZADD", "worker:rouse:id", 0, ""), {WORKER}),
     (("EVAL", "return 1", 0), {WORKER, PRODUCER}),
     (("SUBSCRIBE", "__keyspace@0__:" + QUEUE), {WORKER}),
     (("SLOWLOG", "LEN"), {MONITOR}),
@@ -195,6 +199,21 @@ async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], ser
     assert await job.status() == "complete"
     await worker.close()
     await task
+
+
+async def test_a_producer_that_may_not_ring_enqueues_all_the_same(
+    users: dict[str, ArqRedis], server: tuple[int, Path]
+) -> None:
+    """As one does whose rights are of an older version."""
+    rights = {"keys": ["arq:*"], "commands": ["+exists", "+set", "+zadd", "+eval", "+evalsha"]}
+    await users[ADMIN].acl_setuser("older", enabled=True, passwords=["+old"], **rights)
+    older = ArqRedis(port=server[0], username="older", password="old")
+    (job,) = await enqueue_many(older, [NewJob("echo")], queue_name=QUEUE)
+    assert job is not None
+    assert await users[ADMIN].zscore(QUEUE, job.job_id)
+    assert not await users[ADMIN].exists("worker:bell:test")
+    await users[ADMIN].acl_deluser("older")
+    await older.aclose()
 
 
 async def test_what_is_on_disk_is_read_whole_by_a_server_with_these_users(tmp_path: Path) -> None:

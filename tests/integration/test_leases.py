@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -17,72 +17,10 @@ from arq.jobs import Job, JobStatus, serialize_job
 from arq.worker import JobExecutionFailed
 from redis.exceptions import OutOfMemoryError
 
-from app.components.worker.runtime import Backoff, Worker, dead, keys
+from app.components.worker.runtime import Backoff, dead, keys
 from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, fails, result, slow
-
-# -- wake-up -----------------------------------------------------------------------------------------------------
-
-
-async def test_an_idle_worker_is_told_of_a_job_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
-    await serve()
-    waits = []
-    for _ in range(20):
-        asked = time.time()
-        waits.append(await result(await enqueue(redis, "now")) - asked)
-    assert sorted(waits)[10] < 0.05
-
-
-async def test_a_deferred_job_starts_when_it_is_due(redis: ArqRedis, serve: MakeWorker) -> None:
-    await serve()
-    asked = time.time()
-    job = await enqueue(redis, "now", _defer_by=0.5)
-    assert 0.5 <= await result(job) - asked < 0.7
-
-
-async def test_a_slot_that_is_free_claims_at_once(redis: ArqRedis, redis_server: RedisSettings) -> None:
-    jobs = [await enqueue(redis, "slow", 0.05) for _ in range(40)]
-    begun = perf_counter()
-    worker = Worker(
-        [slow],
-        queue_name=QUEUE,
-        redis_settings=redis_server,
-        max_jobs=10,
-        burst=True,
-        handle_signals=False,
-        poll_delay=60,
-    )
-    await worker.async_run()
-    took = perf_counter() - begun
-    await worker.close()
-    assert took < 1, "arq takes 2 s, 0.2 are the least"
-    assert worker.jobs_complete == len(jobs)
-
-
-async def test_without_keyspace_events_it_looks_as_often_as_arq(redis: ArqRedis, redis_server: RedisSettings) -> None:
-    await redis.config_set("notify-keyspace-events", "")
-    try:
-        worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, poll_delay=0.1, handle_signals=False)
-        task = asyncio.create_task(worker.async_run())
-        await eventually(lambda: worker._running and worker._listener.listening)
-        assert await result(await enqueue(redis, "echo", 1), within_s=3) == 1
-        assert not worker._listener.proved
-        worker.handle_sig(signal.SIGTERM)
-        await task
-        await worker.close()
-    finally:
-        await redis.config_set("notify-keyspace-events", "Kz")
-
-
-async def test_an_abort_is_seen_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
-    worker = await serve()
-    job = await enqueue(redis, "slow", 60)
-    await eventually(lambda: worker.tasks)
-    asked = monotonic()
-    assert await job.abort(timeout=5, poll_delay=0.01)
-    assert monotonic() - asked < 1
-
 
 # -- leases ------------------------------------------------------------------------------------------------------
 

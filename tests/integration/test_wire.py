@@ -59,6 +59,39 @@ async def test_an_error_is_raised_and_the_next_reply_is_right(wire: Wire) -> Non
     assert right == b"1"
 
 
+async def test_a_command_that_waits_behind_another_gets_its_own_reply(wire: Wire, redis: ArqRedis) -> None:
+    waiting = asyncio.create_task(wire.call("ECHO", "mine", first=("BLPOP", "list", 5), first_s=5))
+    await eventually(lambda: wire.owed)
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await redis.rpush("list", "not mine")
+    assert await waiting == b"mine"
+    assert not wire.owed
+    assert await wire.call("ECHO", "next") == b"next"
+
+
+async def test_an_error_of_what_it_waits_behind_ends_the_connection(redis: ArqRedis) -> None:
+    lost: list[str] = []
+    wire = Wire(redis.connection_pool, lost=lambda: lost.append("lost"))
+    await redis.set("text", "no list")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await wire.call("ECHO", "mine", first=("BLPOP", "text", 5), first_s=5)
+    assert lost == ["lost"]
+    assert await wire.call("ECHO", "next") == b"next"
+    wire.close()
+
+
+async def test_a_reply_may_take_as_long_as_what_it_waits_behind() -> None:
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"PING")
+        await asyncio.sleep(0.3)
+        writer.write(b"_\r\n+PONG\r\n")
+        await reader.read()
+
+    async with served(late, socket_timeout=0.2) as (wire, _):
+        assert await wire.call("PING", first=("BLPOP", "list", 0.3), first_s=0.3) == b"PONG"
+
+
 async def test_the_reply_to_a_call_that_was_cancelled_is_nobodys(wire: Wire) -> None:
     await wire.call("PING")
     with pytest.raises(asyncio.TimeoutError):

@@ -111,7 +111,10 @@ class Listener:
 
     async def _ring_own(self) -> None:
         try:
-            await self._call("EXPIRE", self._own_bell, RING_S, first=("ZADD", self._own_bell, 0, ""))
+            await asyncio.gather(
+                self._call("ZADD", self._own_bell, 0, ""),
+                self._call("EXPIRE", self._own_bell, RING_S),
+            )
         except UNAVAILABLE as error:
             if self._parked:
                 self.close(error)
