@@ -282,15 +282,17 @@ class Worker(JobRunner):
             return IDLE_LOOK_S  # an end that is stored wakes us
         told, self._told = self._told, False
         parked = idle and not told
+        if parked:
+            wanted = 1  # its reply is small, and so is what a worker takes that stands still meanwhile
         asked = monotonic()
-        claims = await (self._scripts.claim(1, self._listener.park) if parked else self._scripts.claim(wanted))
+        claims = await self._scripts.claim(wanted, self._listener.park if parked else None)
         for claim in await self._still_ours(claims.jobs, asked):
             self._start(claim)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
         if claims.jobs or (told and not self._runs):
             self._late = not claims.jobs
-        if len(claims.jobs) == wanted < free or (parked and claims.jobs):
+        if len(claims.jobs) == wanted < free:
             return 0
         if len(claims.jobs) == free or claims.limited:
             await self._listener.stop()  # there is more than we can take: no need to be told
