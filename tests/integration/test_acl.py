@@ -85,7 +85,7 @@ COMMANDS: list[tuple[tuple[Any, ...], set[str]]] = [
     (("ZADD", "worker:bell:test", 0, ""), {WORKER, PRODUCER}),
     (("BZPOPMIN", "worker:bell:test", 0.01), {WORKER}),
     (("SET", "worker:bell:test", "broken"), {WORKER}),
-    (("ZADD", "worker:rouse:id", 0, ""), {WORKER}),
+    (("CLIENT", "UNBLOCK", 1), {WORKER}),
     (("EVAL", "return 1", 0), {WORKER, PRODUCER}),
     (("SUBSCRIBE", "__keyspace@0__:" + QUEUE), {WORKER}),
     (("SLOWLOG", "LEN"), {MONITOR}),

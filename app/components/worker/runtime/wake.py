@@ -20,7 +20,7 @@ from .scripts import UNAVAILABLE, Call
 from .wire import Field, Wire
 
 PARK_S = 4.0  #: that a claim waits in Redis: a worker which stops meanwhile may take a job until then
-RING_S = 60  #: that a ring is kept which the worker has not come to hear
+UNBLOCK_AGAIN_S = 0.001
 
 
 class Listener:
@@ -49,10 +49,11 @@ class Listener:
         self._wire = Wire(pool, heard=self._hear, lost=self._lose)
         self._call = call
         self.park_s = park_s
-        name = uuid4().hex
-        self._bell, self._own_bell = keys.bell(queue_name), f"worker:rouse:{name}"
-        self._parked = self._roused = False
-        self._probe = f"worker:probe:{name}"
+        self._bell = keys.bell(queue_name)
+        self._client_id = 0
+        self._parked = False
+        self.roused = False  #: whether what was parked last was ended by ``rouse``
+        self._probe = f"worker:probe:{uuid4().hex}"
         self.listening = False  #: whether a subscription stands
         self._proved = False
         handlers = {
@@ -81,6 +82,7 @@ class Listener:
         except BaseException:
             self.listening = False
             raise
+        self._client_id = await self._wire.call("CLIENT", "ID")
         if not self._proved:
             with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
                 await self._wire.call("ZADD", self._probe, 0, "probe")
@@ -92,32 +94,38 @@ class Listener:
 
     async def park(self, *command: Field) -> Any:
         """Have Redis run a command once a bell rings, ``rouse`` is called or ``park_s`` are over; return its reply."""
-        self._parked, self._roused = True, False
+        self._parked, self.roused = True, False
         try:
-            first = ("BZPOPMIN", self._bell, self._own_bell, self.park_s)
+            first = ("BZPOPMIN", self._bell, self.park_s)
             return await self._wire.call(*command, first=first, first_s=self.park_s)
         finally:
             self._parked = False
 
-    def rouse(self) -> None:
-        """End what is parked, unless its reply came with what we are called for."""
-        if self._parked and not self._roused:
-            self._roused = True
-            asyncio.get_running_loop().call_soon(self._ring)
+    def rouse(self) -> bool:
+        """Have Redis run what is parked now; return False where nothing is, or its reply is there.
 
-    def _ring(self) -> None:
-        if self._wire.owed:
-            self._ringing = asyncio.create_task(self._ring_own())
+        What we were told of until then, it finds: messages and replies come in the order in which things happened.
+        """
+        if not (self._parked and self._wire.owed):
+            return False
+        if not self.roused:
+            self.roused = True
+            asyncio.get_running_loop().call_soon(self._unblock_soon)
+        return True
 
-    async def _ring_own(self) -> None:
+    def _unblock_soon(self) -> None:
+        if self._wire.owed:  # else its reply came right behind the message
+            self._unblocking = asyncio.create_task(self._unblock())
+
+    async def _unblock(self) -> None:
         try:
-            await asyncio.gather(
-                self._call("ZADD", self._own_bell, 0, ""),
-                self._call("EXPIRE", self._own_bell, RING_S),
-            )
+            unblocked = await self._call("CLIENT", "UNBLOCK", self._client_id)
         except UNAVAILABLE as error:
             if self._parked:
                 self.close(error)
+        else:
+            if not unblocked:  # nor is anything blocked that Redis has not read yet
+                asyncio.get_running_loop().call_later(UNBLOCK_AGAIN_S, self._unblock_soon)
 
     async def stop(self) -> None:
         """Hear of nothing more."""

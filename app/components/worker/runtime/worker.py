@@ -290,7 +290,8 @@ class Worker(JobRunner):
             self._start(claim)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
-        if claims.jobs or (told and not self._runs):
+        told = told or (parked and self._listener.roused)
+        if claims.jobs or told:
             self._late = not claims.jobs
         if len(claims.jobs) == wanted < free:
             return 0
@@ -325,12 +326,14 @@ class Worker(JobRunner):
             self._told_later = self.loop.call_later(random.uniform(0, SPREAD_S * self._replicas), self._tell_now)
 
     def _tell_now(self) -> None:
-        self._told_later, self._told = None, True
-        self._rouse()
+        self._told_later = None
+        if not self._rouse():
+            self._told = True
 
-    def _rouse(self) -> None:
+    def _rouse(self) -> bool:
+        """Have the main loop look; return whether the claim that is parked does."""
         self._wake.set()
-        self._listener.rouse()
+        return self._listener.rouse()
 
     async def _nap(self, wait_s: float) -> None:
         """Wait until the next look; a job's end, a new job or a signal cuts it short."""
