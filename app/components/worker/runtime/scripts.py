@@ -137,7 +137,7 @@ class Scripts:
         )
 
     async def claim(self, wanted: int, call: Call | None = None) -> Claims:
-        """Claim up to so many jobs; ``call`` may do so another way, at another time."""
+        """Claim up to so many jobs; ``call`` is for a claim over another connection, or one that is to wait."""
         self._claims += 1
         token = f"{self._name}:{self._claims}"
         wait_ms, blocked, limited, *flat = await self._claim(

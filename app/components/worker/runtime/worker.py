@@ -281,7 +281,7 @@ class Worker(JobRunner):
         if self._behind:
             return IDLE_LOOK_S  # an end that is stored wakes us
         told, self._told = self._told, False
-        parked = idle and not told
+        parked = idle and not told and self._listener.proved
         if parked:
             wanted = 1  # its reply is small, and so is what a worker takes that stands still meanwhile
         asked = monotonic()

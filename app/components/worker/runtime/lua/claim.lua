@@ -24,9 +24,9 @@
   ARGV[11] prefix of payload keys
   ARGV[12] prefix of keys that count the tries that are over
 
-  Returns { ms after which to look again, or nil for never or where it got as many jobs as it wanted; 1 if jobs may be due that cannot be had now, 1 if the rate limit is
-            reached, and for each job: id, due time, which try this is, 1 if its last lease lapsed, time of the
-            request to abort it or nil, payload or nil }
+  Returns { ms after which to look again, nil for never or where it got as many jobs as it wanted; 1 if jobs may be due
+            that cannot be had now; 1 if the rate limit is reached; and for each job: id, due time, which try this is,
+            1 if its last lease lapsed, time of the request to abort it or nil, payload or nil }
 ]]
 local FEW = 8 -- jobs: of a claim of no more, idle replicas are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
