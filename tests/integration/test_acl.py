@@ -20,7 +20,7 @@ from app.core.config import Settings
 from app.core.redis import explain
 from ops import local, secrets
 from ops.credentials import ACL_TEMPLATE
-from tests.conftest import free_port
+from tests.conftest import eventually, free_port
 from tests.integration.conftest import QUEUE, echo, result
 
 WORKER, PRODUCER, MONITOR, ADMIN = secrets.USERS
@@ -194,7 +194,7 @@ async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], ser
     assert job is not None
     assert doomed is not None
     assert [await result(each) for each in (job, *many) if each] == [1, 0, 1, 2, 3]
-    assert worker._listener.proved
+    await eventually(lambda: worker._listener.proved)
     assert await doomed.abort(timeout=5, poll_delay=0.01)
     assert await job.status() == "complete"
     await worker.close()

@@ -78,11 +78,12 @@ class Listener:
         """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
         self.listening = True  # from here on a loss of the connection is ours
         try:
-            await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
+            self._client_id, *_ = await asyncio.gather(
+                self._wire.call("CLIENT", "ID"), *(self._wire.call("SUBSCRIBE", channel) for channel in self._channels)
+            )
         except BaseException:
             self.listening = False
             raise
-        self._client_id = await self._wire.call("CLIENT", "ID")
         if not self._proved:
             with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
                 await self._wire.call("ZADD", self._probe, 0, "probe")
