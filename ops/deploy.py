@@ -153,9 +153,12 @@ def _roll(stack: Stack) -> None:
         _drain(stack, _without(_workers(stack), old))
         raise
     _write_version(stack)
+    # Of those that a deployment which was killed had told to stop, Compose replaces each that ends only now.
+    new = _without(_workers(stack), old)
+    spare = [each for name, number in wanted.items() for each in [n for n in new if n.service == name][number:]]
     if old:
         say(f"draining the old replicas, {_grace(stack)} s at most")
-        _drain(stack, old)
+    _drain(stack, old + spare)
 
 
 def _workers(stack: Stack) -> list[Container]:
