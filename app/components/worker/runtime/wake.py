@@ -20,7 +20,7 @@ from .scripts import UNAVAILABLE, Call
 from .wire import Field, Wire
 
 PARK_S = 4.0  #: that a claim waits in Redis: a worker which stops meanwhile may take a job until then
-UNBLOCK_AGAIN_S = 0.001
+UNBLOCK_AGAIN_S = 0.001  #: Redis may come to read what is to wait only after it was told to end that
 
 
 class Listener:
@@ -111,10 +111,10 @@ class Listener:
             return False
         if not self.roused:
             self.roused = True
-            asyncio.get_running_loop().call_soon(self._unblock_soon)
+            asyncio.get_running_loop().call_soon(self._unblock_if_owed)
         return True
 
-    def _unblock_soon(self) -> None:
+    def _unblock_if_owed(self) -> None:
         if self._wire.owed:  # else its reply came right behind the message
             self._unblocking = asyncio.create_task(self._unblock())
 
@@ -125,8 +125,8 @@ class Listener:
             if self._parked:
                 self.close(error)
         else:
-            if not unblocked:  # nor is anything blocked that Redis has not read yet
-                asyncio.get_running_loop().call_later(UNBLOCK_AGAIN_S, self._unblock_soon)
+            if not unblocked:
+                asyncio.get_running_loop().call_later(UNBLOCK_AGAIN_S, self._unblock_if_owed)
 
     async def stop(self) -> None:
         """Hear of nothing more."""
