@@ -15,11 +15,10 @@ from arq.jobs import DeserializationError, Deserializer, deserialize_job_raw
 from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
 
 from .policies import Backoff
-from .scripts import Claim
+from .scripts import MOST_TRIES, Claim
 
 RetryOn = type[Exception] | tuple[type[Exception], ...]
 
-MOST_TRIES = 1 << 31
 LATEST_MS = 1 << 47  #: a day in the year 6429: Python has no later ones than 9999
 
 #: A job with no timeout is taken for dead after so long when all workers that know better are gone.

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -26,6 +27,7 @@ RECONNECT = Backoff(base=0.5, limit=5)
 
 KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day
 KEEP_FENCE_S = 3600  #: more than any socket keeps a command back
+MOST_TRIES = 1 << 31  #: that are taken for a count of tries
 MOST_DEAD = 10_000  #: dead letters that a queue keeps
 
 _LUA = Path(__file__).with_name("lua")
@@ -95,6 +97,14 @@ class Settlement(NamedTuple):
     last: bytes | int | str
 
 
+def _over(count: bytes | None) -> int:
+    """Return the tries that are over, by the key that counts them: it may be anybody's."""
+    try:
+        return min(int(count or 0), MOST_TRIES)
+    except ValueError:
+        return 0
+
+
 def _flat(leases: Iterable[Lease]) -> list[str]:
     return [field for lease in leases for field in (lease.job_id, lease.token)]
 
@@ -140,18 +150,18 @@ class Scripts:
         """Claim up to so many jobs; ``call`` is for a claim over another connection, or one that is to wait."""
         self._claims += 1
         token = f"{self._name}:{self._claims}"
-        wait_ms, blocked, limited, *flat = await self._claim(
+        wait_ms, blocked, limited, lapsed, ids, due_at, found, aborts = await self._claim(
             self._claim_keys, (wanted, token, self._claims, *self._claim_args), call
         )
         jobs = []
-        fields = iter(flat)
-        for raw_id, due, tries, lapsed, abort, payload in zip(*[fields] * 6, strict=True):
+        of_each = zip(ids, due_at, found[::2], found[1::2], aborts or repeat(None), strict=False)
+        for n, (raw_id, due, payload, tries, abort) in enumerate(of_each):
             try:
                 job_id = raw_id.decode()
             except UnicodeDecodeError:
                 job_id = await self._readable(raw_id, token)
             asked = float(abort) if abort else None
-            jobs.append(Claim(Lease(job_id, token), int(float(due)), tries, bool(lapsed), asked, payload))
+            jobs.append(Claim(Lease(job_id, token), int(float(due)), _over(tries) + 1, n < lapsed, asked, payload))
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
     async def _readable(self, raw_id: bytes, token: str) -> str:
@@ -185,9 +195,11 @@ class Scripts:
 
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
         """End claims; return for each 1, or 0 where the lease was no longer ours."""
-        flat = [field for lease, *end in batch for field in (lease.job_id, lease.token, *end)]
+        flat = [field for end in batch for field in (end.lease.job_id, end.data)]
+        heads = groupby(batch, lambda end: (end.lease.token, end.kind, end.amount, end.last))
+        flat += [field for head, alike in heads for field in (*head, len(list(alike)))]
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue)],
-            args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, *flat],
+            args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat],
         )
         return settled

@@ -25,27 +25,25 @@
   ARGV[12] prefix of keys that count the tries that are over
 
   Returns { ms after which to look again, nil for never or where it got as many jobs as it wanted; 1 if jobs may be due
-            that cannot be had now; 1 if the rate limit is reached; and for each job: id, due time, which try this is,
-            1 if its last lease lapsed, time of the request to abort it or nil, payload or nil }
+            that cannot be had now; 1 if the rate limit is reached; how many of the jobs, the first ones, had a lease
+            that lapsed; ids; due times; for each its payload and its count of tries that are over, each nil where there
+            is none; for each the time of the request to abort it, nil for none, where there are any requests at all }
 ]]
 local FEW = 8 -- jobs: of a claim of no more, idle replicas are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
-local wanted, token, lease_ms = tonumber(ARGV[1]), ARGV[2], ARGV[4]
+local wanted, token = tonumber(ARGV[1]), ARGV[2]
 local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local in_progress, job, retry = ARGV[10], ARGV[11], ARGV[12]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- As text, which Redis makes of a number with much ado, each time that a command is given one.
-local lapses_at, ends_at = string.format('%d', now + lease_ms), string.format('%d', now + ARGV[5])
-local reply = { false, 0, 0 }
+local lapses_at, ends_at = string.format('%d', now + ARGV[4]), string.format('%d', now + ARGV[5])
+local blocked, limited = 0, 0
 
 local fence, paused = unpack(redis.call('MGET', KEYS[5], KEYS[2]))
-if tonumber(fence or 0) > tonumber(ARGV[3]) then
-  return reply
-end
-if paused then
-  reply[2] = 1
-  return reply
+local late = tonumber(fence or 0) > tonumber(ARGV[3])
+if late or paused then
+  return { false, late and 0 or 1, 0, 0, {}, {}, {}, {} }
 end
 if most_begun > 0 then
   local oldest = redis.call('LINDEX', begun, 0)
@@ -58,7 +56,7 @@ end
 
 local ids, due_at, scores = {}, {}, {}
 local function take(id, due, score)
-  local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PX', lease_ms)
+  local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PXAT', lapses_at)
   if taken then
     if tonumber(score) < 0 then -- no time, and nothing can be added to -inf
       redis.call('ZREM', queue, id)
@@ -88,7 +86,7 @@ end
 local lapsed = #ids
 if most_running > 0 then
   local free = math.max(0, most_running - redis.call('ZCARD', leases))
-  reply[2] = lapsed + free < wanted and 1 or 0
+  blocked = lapsed + free < wanted and 1 or 0
   wanted = math.min(wanted, lapsed + free)
 end
 
@@ -102,7 +100,7 @@ while #ids < wanted do
       break
     end
     if not take(due[i], due[i + 1], due[i + 1]) and redis.call('GET', in_progress .. due[i]) ~= token then
-      reply[2] = 1
+      blocked = 1
     end
   end
   if #due < 2 * page then
@@ -111,13 +109,13 @@ while #ids < wanted do
   offset = offset + page
 end
 
+local found, aborts = {}, {}
 if #ids > 0 then
-  local aside, entries, wants, times = {}, {}, {}, {}
+  local aside, entries, wants = {}, {}, {}
   for i, id in ipairs(ids) do
     aside[2 * i - 1], aside[2 * i] = ends_at, id
     entries[2 * i - 1], entries[2 * i] = lapses_at, id
     wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
-    times[i] = now
   end
   if #ids > FEW then
     redis.call('ZADD', queue, unpack(aside))
@@ -128,22 +126,21 @@ if #ids > 0 then
   end
   redis.call('ZADD', leases, unpack(entries))
   if most_begun > 0 then
+    local times = {}
+    for i = 1, #ids do
+      times[i] = now
+    end
     redis.call('RPUSH', begun, unpack(times))
     redis.call('PEXPIRE', begun, period)
   end
-  local found = redis.call('MGET', unpack(wants))
-  local aborts = redis.call('ZCARD', abort) > 0
-  for i, id in ipairs(ids) do
-    local tries, has_lapsed, asked, at = (tonumber(found[2 * i] or 0) or 0) + 1, 0, false, 3 + 6 * (i - 1)
-    if i <= lapsed then
-      redis.call('SET', retry .. id, tries, 'EX', ARGV[6]) -- the try of the worker that is gone
-      tries, has_lapsed = tries + 1, 1
-    end
-    if aborts then
-      asked = redis.call('ZSCORE', abort, id) -- it stays until the job's end is stored: our reply may be lost
-    end
-    reply[at + 1], reply[at + 2], reply[at + 3] = id, due_at[i], tries
-    reply[at + 4], reply[at + 5], reply[at + 6] = has_lapsed, asked, found[2 * i - 1]
+  found = redis.call('MGET', unpack(wants))
+  for i = 1, lapsed do
+    -- with the try of the worker that is gone
+    found[2 * i] = string.format('%.0f', (tonumber(found[2 * i] or 0) or 0) + 1)
+    redis.call('SET', wants[2 * i], found[2 * i], 'EX', ARGV[6])
+  end
+  if redis.call('EXISTS', abort) == 1 then
+    aborts = redis.call('ZMSCORE', abort, unpack(ids)) -- they stay until the jobs' ends are stored: our reply may be lost
   end
 end
 
@@ -157,8 +154,8 @@ if #ids < tonumber(ARGV[1]) then
 end
 if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period
-  reply[3] = 1
+  limited = 1
 end
 -- Producers write any score; of one beyond what an integer holds, the reply would hold a negative one.
-reply[1] = next_look and math.min(math.max(0, next_look - now), 2 ^ 53) or false
-return reply
+local look_after = next_look and math.min(math.max(0, next_look - now), 2 ^ 53) or false
+return { look_after, blocked, limited, lapsed, ids, due_at, found, aborts }

@@ -15,14 +15,13 @@
   ARGV[4]  prefix of payload keys
   ARGV[5]  prefix of keys that count the tries that are over
   ARGV[6]  prefix of result keys
-  and six for each job, n being the first:
-  ARGV[n]  id
-  ARGV[n + 1]  token
-  'end'    , result ('' to keep none), ms to keep it (0 for ever), ms to leave the in-progress mark (0 to remove it; a
-           cron job's keeps a late replica from running it again)
-  'dead'   , the same, but the last is what the dead letter says, JSON
-  'again'  , ms until it is due, tries that are over, '' (0: the try does not count)
-  'back'   , due time in ms, 0, '': the try does not count
+  ARGV[7]  how many jobs there are, and two for each: id and data
+  and five for each run of jobs that end alike, in order: token, kind, amount, last, how many they are
+  'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
+           (0 to remove it; a cron job's keeps a late replica from running it again)
+  'dead'   the same, but last is what the dead letter says, JSON
+  'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
+  'back'   data: due time in ms; the try does not count
 
   Returns for each job 1, or 0 where the lease is no longer ours and nothing was changed.
 ]]
@@ -30,53 +29,55 @@ local queue, leases, abort, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local marks, settled, again, left, ended, garbage = {}, {}, {}, {}, {}, {}
+local jobs = tonumber(ARGV[7])
+local marks, settled, again, left, ended, garbage, counts = {}, {}, {}, {}, {}, {}, {}
 
-for n = 7, #ARGV, 6 do
-  marks[#marks + 1] = in_progress .. ARGV[n]
+for i = 1, jobs do
+  marks[i] = in_progress .. ARGV[6 + 2 * i]
 end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-for i, mark in ipairs(marks) do
-  local n = 1 + 6 * i
-  local id, token, kind, data, amount, last = unpack(ARGV, n, n + 5)
-  local ours = holders[i] == token
-  if not holders[i] and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
-    ours = true
-  end
-  settled[i] = ours and 1 or 0
-  if ours and (kind == 'again' or kind == 'back') then
-    if kind == 'again' then
-      if amount ~= '0' then
-        redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
+for head = 8 + 2 * jobs, #ARGV, 5 do
+  local token, kind, amount, last, alike = unpack(ARGV, head, head + 4)
+  local keep_until = amount ~= '0' and string.format('%d', now + amount)
+  for i = #settled + 1, #settled + alike do
+    local id, data, mark = ARGV[6 + 2 * i], ARGV[7 + 2 * i], marks[i]
+    local ours = holders[i] == token
+    if not holders[i] and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
+      ours = true
+    end
+    settled[i] = ours and 1 or 0
+    if ours and (kind == 'again' or kind == 'back') then
+      if kind == 'again' then
+        if amount ~= '0' then
+          redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
+        end
+        data = now + data
       end
-      data = now + data
-    end
-    again[#again + 1], again[#again + 2] = data, id
-    left[#left + 1] = id
-    garbage[#garbage + 1] = mark
-  elseif ours then
-    if data ~= '' then
-      if amount == '0' then
-        redis.call('SET', result .. id, data)
-      else
-        redis.call('SET', result .. id, data, 'PX', amount)
-      end
-    end
-    if kind == 'dead' then
-      local payload = redis.call('MGET', job .. id)[1] -- not GET, which fails where the key is no string
-      redis.call('HSET', dead .. ':' .. id, 'payload', payload or '', 'letter', last)
-      redis.call('ZADD', dead, now, id)
-    end
-    if kind == 'end' and last ~= '0' then
-      redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
-    else
+      again[#again + 1], again[#again + 2] = data, id
+      left[#left + 1] = id
       garbage[#garbage + 1] = mark
+    elseif ours then
+      if data ~= '' and keep_until then
+        redis.call('SET', result .. id, data, 'PXAT', keep_until)
+      elseif data ~= '' then
+        redis.call('SET', result .. id, data)
+      end
+      if kind == 'dead' then
+        local payload = redis.call('MGET', job .. id)[1] -- not GET, which fails where the key is no string
+        redis.call('HSET', dead .. ':' .. id, 'payload', payload or '', 'letter', last)
+        redis.call('ZADD', dead, now, id)
+      end
+      if kind == 'end' and last ~= '0' then
+        redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
+      else
+        garbage[#garbage + 1] = mark
+      end
+      left[#left + 1], ended[#ended + 1] = id, id
+      garbage[#garbage + 1] = job .. id
+      counts[#counts + 1] = retry .. id
     end
-    left[#left + 1], ended[#ended + 1] = id, id
-    garbage[#garbage + 1] = job .. id
-    garbage[#garbage + 1] = retry .. id
   end
 end
 
@@ -89,6 +90,9 @@ if #left > 0 then
   redis.call('UNLINK', unpack(garbage))
 end
 if #ended > 0 then
+  if redis.call('EXISTS', unpack(counts)) > 0 then -- hardly ever, and to look is less than to remove what is not there
+    redis.call('UNLINK', unpack(counts))
+  end
   redis.call('ZREM', queue, unpack(ended))
   if redis.call('EXISTS', abort) == 1 then
     redis.call('ZREM', abort, unpack(ended))
