@@ -117,6 +117,19 @@ async def test_a_lapsed_lease_is_not_hidden_by_one_that_a_stock_worker_took(redi
     assert (claim.lease.job_id, claim.lapsed, claim.tries) == (second.job_id, True, 2)
 
 
+@pytest.mark.parametrize("score", ["+inf", "-inf", "1e300"])
+async def test_a_job_that_runs_may_be_given_any_score(redis: ArqRedis, score: str) -> None:
+    await enqueue(redis, "echo")
+    await scripts_of(redis, lease_s=0.05).claim(1)
+    ((job_id, _),) = await redis.zrange(QUEUE, 0, -1, withscores=True)
+    await redis.execute_command("ZADD", QUEUE, score, job_id)
+    await asyncio.sleep(0.1)
+    ours = scripts_of(redis)
+    (claim,) = (await ours.claim(1)).jobs
+    assert claim.lapsed
+    assert await redis.zscore(QUEUE, claim.lease.job_id) == pytest.approx(timestamp_ms() + 600_000, abs=10_000)
+
+
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
     first = await serve(max_jobs=300)
     running = [await enqueue(redis, "slow", 2) for _ in range(300)]
@@ -127,28 +140,6 @@ async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWor
     await serve()
     assert await result(await enqueue(redis, "echo", "through")) == "through"
     assert {await result(job) for job in running} == {"slept"}
-
-
-async def test_replicas_that_come_too_late_let_others_go_first(
-    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each job wakes them all; with no order among them, each of ten would look for each job."""
-    looks = 0
-    whole = Scripts.claim
-
-    async def claim(self: Scripts, *asked: Any) -> Claims:
-        nonlocal looks
-        looks += 1
-        return await whole(self, *asked)
-
-    replicas = [await serve() for _ in range(10)]
-    await eventually(lambda: all(replica._replicas == 10 for replica in replicas))
-    monkeypatch.setattr(Scripts, "claim", claim)
-    monkeypatch.setattr("app.components.worker.runtime.worker.SPREAD_S", 0.05)  # so that a slow producer is no matter
-    for n in range(300):
-        await enqueue(redis, "echo", n)
-    await eventually(lambda: sum(replica.jobs_complete for replica in replicas) == 300)
-    assert looks < 300 * 10 / 2
 
 
 async def test_a_lease_that_lapsed_and_was_claimed_by_nobody_else_is_taken_up_again(

@@ -90,13 +90,44 @@ async def test_a_late_result_is_fenced_off(
     redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = await serve(lease=60)
-    job = await enqueue(redis, "counted", 0.5)
+    job = await enqueue(redis, "counted", 1)
     await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
+    await asyncio.sleep(0.5)  # the lease was renewed, and will not be again
     await redis.set(keys.IN_PROGRESS + job.job_id, "somebody else's token", px=60_000)
     await eventually(lambda: not worker._runs)
     assert "was lost before its end was stored" in caplog.text
     assert await job.result_info() is None
     assert await redis.zscore(QUEUE, job.job_id) is not None
+
+
+async def test_a_connection_that_falls_silent_loses_no_lease(redis: ArqRedis, serve: MakeWorker) -> None:
+    """That on which leases are renewed: the next try, over another one, comes in time."""
+    worker = await serve(lease=1.2)
+    job = await enqueue(redis, "counted", 3)
+    await eventually(lambda: worker._keeper._wire._link)
+    await serve(lease=1.2)
+    link = worker._keeper._wire._link
+    assert link is not None
+    worker._keeper._own_loop.call_soon_threadsafe(link._transport.pause_reading)
+    assert await result(job) == 1
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
+
+
+async def test_a_job_past_all_limits_is_begun_anew(redis: ArqRedis, serve: MakeWorker) -> None:
+    """It does not end, though it was told to long ago: its lease lapses, and is not renewed by a claim of our own."""
+    worker = await serve(lease=0.6)
+    job = await enqueue(redis, "counted", 0.3)
+    hung = await enqueue(redis, "counted", 60)
+    await eventually(lambda: redis.exists(f"runs:{hung.job_id}"))
+    assert await result(job) == 1
+    run = worker._runs[hung.job_id]
+    run.ends_by = 0
+    await eventually(lambda: worker._runs[hung.job_id] is not run, within_s=5)
+    await eventually(lambda: runs_are(redis, hung, b"2"))
+
+
+async def runs_are(redis: ArqRedis, job: Job, count: bytes) -> bool:
+    return bool(await redis.get(f"runs:{job.job_id}") == count)
 
 
 async def _counts(redis: ArqRedis, key: str, expected: int) -> bool:

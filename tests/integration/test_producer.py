@@ -97,3 +97,10 @@ async def test_a_full_redis_takes_the_whole_batch_or_nothing(redis: ArqRedis) ->
     finally:
         await redis.config_set("maxmemory", before)
     assert await redis.dbsize() == 0
+
+
+async def test_a_time_that_redis_cannot_hold_loses_no_job(redis: ArqRedis) -> None:
+    """It would refuse it in the middle of the batch, with some payloads written, and nothing queued."""
+    jobs = [NewJob("echo", job_id="first"), NewJob("echo", job_id="second", expires=1e300)]
+    assert all(await enqueue_many(redis, jobs, queue_name=QUEUE))
+    assert await redis.zcard(QUEUE) == 2

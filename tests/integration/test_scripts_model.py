@@ -100,6 +100,7 @@ class Job:
     payload: bytes | None
     tries: int = 0  # that are over, or that a stock worker has begun
     lapses: Time = None  # its lease, also one that has lapsed, until somebody claims it again
+    unread: bool = False  # that lease is of a claim that waited, and was not renewed
 
 
 @dataclass
@@ -302,15 +303,16 @@ class ScriptsMachine(RuleBasedStateMachine):
         n=st.integers(0, 2),
         wanted=st.integers(1, 4),
         heard=st.sampled_from([True, True, True, False]),
+        waited=st.booleans(),
         paused=st.sampled_from([False] * 9 + [True]),
     )
-    def claim(self, n: int, wanted: int, heard: bool, paused: bool) -> None:
+    def claim(self, n: int, wanted: int, heard: bool, waited: bool, paused: bool) -> None:
         worker = self.workers[n % len(self.workers)]
         if paused:
             self.run(self.redis.set(keys.paused(QUEUE), 1))
             assert self.run(worker.scripts.claim(wanted)) == ([], None, True, False)
             self.run(self.redis.delete(keys.paused(QUEUE)))
-        answer, now = self.timed(worker.scripts.claim(wanted))
+        answer, now = self.timed(worker.scripts.claim(wanted, self.redis.execute_command if waited else None))
         room = wanted
         if self.rate:
             self.begun = [at for at in self.begun if at > now.high - PERIOD_S * 1000]
@@ -325,6 +327,7 @@ class ScriptsMachine(RuleBasedStateMachine):
                 del self.stale[job_id]
             elif job_id in self.marks:
                 self.jobs[job_id].lapses = now + 1000  # a stock worker has it
+                self.jobs[job_id].unread = False
             else:
                 expected.append((job_id, now, True))
         most = room
@@ -339,10 +342,11 @@ class ScriptsMachine(RuleBasedStateMachine):
         assert [(job.lease.job_id, job.due_ms, job.lapsed) for job in answer.jobs] == expected
         for claim in answer.jobs:
             job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
-            job.tries += claim.lapsed
+            job.tries += claim.lapsed and not job.unread
             assert (claim.tries, claim.payload) == (job.tries + 1, job.payload)
             assert claim.abort_ms == self.aborts.get(job_id)
-            job.score, job.lapses = now + ENDS_S * 1000, now + LEASE_S * 1000
+            job.unread = waited and not claim.lapsed
+            job.score, job.lapses = now + ENDS_S * 1000, now + (LEASE_S * 1000 + job.unread / 2)
             self.marks[job_id] = claim.lease.token
             if self.rate:
                 self.begun.append(now)
@@ -354,6 +358,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             self.check_wait(answer, now)
         else:
             assert answer.wait_s is None
+            self.rung |= bool({job_id for _, job_id in due} - {job_id for job_id, *_ in expected})
         if heard:
             worker.known |= {claim.lease.job_id: claim.lease.token for claim in answer.jobs}
             self.claims += answer.jobs
@@ -370,7 +375,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             return
         low = min(at.low if isinstance(at, Around) else at for at in times)
         high = min(at.high if isinstance(at, Around) else at for at in times)
-        assert answer.wait_s == Around(max(0, low - now.high) / 1000, max(0, high - now.low) / 1000)
+        assert answer.wait_s == Around(max(0, low - now.high) // 1 / 1000, max(0, high - now.low) // 1 / 1000)
 
     @step(n=st.integers(0, 2))
     def recall(self, n: int) -> None:
@@ -410,9 +415,9 @@ class ScriptsMachine(RuleBasedStateMachine):
             job, mark = self.jobs.get(job_id), self.marks.get(job_id)
             if job and mark is None and job.lapses is not None:  # it lapsed, and nobody has it
                 self.marks[job_id] = token
-                job.lapses = now + LEASE_S * 1000
+                job.lapses, job.unread = now + LEASE_S * 1000, False
             elif job and mark == token:
-                job.lapses = now + LEASE_S * 1000
+                job.lapses, job.unread = now + LEASE_S * 1000, False
             else:
                 expected.append(Lease(job_id, token))
         assert lost == expected
@@ -522,10 +527,11 @@ class ScriptsMachine(RuleBasedStateMachine):
         if long_ago:
             self.jobs[job_id].score = self.past()
             self.run(self.redis.zadd(QUEUE, {job_id: self.clock}))
-        self.jobs[job_id].lapses = self.past()
+        job = self.jobs[job_id]
+        job.lapses = self.past() + job.unread / 2
         del self.marks[job_id]
         self.run(self.redis.delete(keys.IN_PROGRESS + job_id))
-        self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: self.clock}))
+        self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: job.lapses}))
 
     def leased(self) -> list[str]:
         return [job_id for job_id in self.jobs if self.marks.get(job_id, STOCK) != STOCK]
@@ -584,7 +590,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             if job.lapses is not None:
                 job.lapses = found[keys.leases(QUEUE)][job_id]
                 if job_id not in leased and not is_past(job.lapses):  # a second goes by
-                    job.lapses = self.past()
+                    job.lapses, job.unread = self.past(), False
                     self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: self.clock}))
         self.begun = found.get(keys.begun(QUEUE), [])
         for job_id, (at, *letter) in self.dead.items():

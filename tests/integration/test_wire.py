@@ -60,28 +60,27 @@ async def test_an_error_is_raised_and_the_next_reply_is_right(wire: Wire) -> Non
 
 
 async def test_a_command_that_waits_behind_another_gets_its_own_reply(wire: Wire, redis: ArqRedis) -> None:
-    waiting = asyncio.create_task(wire.call("ECHO", "mine", first=("BLPOP", "list", 5), first_s=5))
+    waiting = asyncio.create_task(wire.calls(("BLPOP", "list", 5), ("ECHO", "mine")))
     await eventually(lambda: wire.owed)
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await redis.rpush("list", "not mine")
-    assert await waiting == b"mine"
+    assert await waiting == [[b"list", b"not mine"], b"mine"]
     assert not wire.owed
     assert await wire.call("ECHO", "next") == b"next"
 
 
-async def test_an_error_of_what_it_waits_behind_ends_the_connection(redis: ArqRedis) -> None:
-    lost: list[str] = []
-    wire = Wire(redis.connection_pool, lost=lambda: lost.append("lost"))
+async def test_of_several_replies_only_the_last_ones_error_is_raised(wire: Wire, redis: ArqRedis) -> None:
     await redis.set("text", "no list")
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await wire.call("ECHO", "mine", first=("BLPOP", "text", 5), first_s=5)
-    assert lost == ["lost"]
+    error, reply = await wire.calls(("BLPOP", "text", 5), ("ECHO", "mine"))
+    assert isinstance(error, ResponseError)
+    assert reply == b"mine"
+    with pytest.raises(ResponseError, match="NONSENSE"):
+        await wire.calls(("GET", "nothing"), ("NONSENSE",))
     assert await wire.call("ECHO", "next") == b"next"
-    wire.close()
 
 
-async def test_a_reply_may_take_as_long_as_what_it_waits_behind() -> None:
+async def test_calls_may_have_longer_than_usual() -> None:
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"PING")
         await asyncio.sleep(0.3)
@@ -89,7 +88,7 @@ async def test_a_reply_may_take_as_long_as_what_it_waits_behind() -> None:
         await reader.read()
 
     async with served(late, socket_timeout=0.2) as (wire, _):
-        assert await wire.call("PING", first=("BLPOP", "list", 0.3), first_s=0.3) == b"PONG"
+        assert await wire.calls(("BLPOP", "list", 0.3), ("PING",), more_s=0.3) == [None, b"PONG"]
 
 
 async def test_the_reply_to_a_call_that_was_cancelled_is_nobodys(wire: Wire) -> None:

@@ -16,20 +16,17 @@ RECORDS_PER_LIFE = 3  #: a replica that misses this many records is taken for de
 
 async def record(
     redis: Redis, queue_name: str, replica: str, state: Mapping[str, Any], *, now_ms: int, interval_s: float
-) -> int:
+) -> None:
     """Write a replica's state, which has to be JSON data, and enter the replica in its queue's registry.
 
     Others rely on its ``state``, "running" while it claims jobs, and on its ``functions``, the names of those it knows.
-    Returns how many replicas the queue had within the life of a record.
     """
     async with redis.pipeline(transaction=True) as pipe:
         life_ms = int(interval_s * RECORDS_PER_LIFE * 1000)
         pipe.set(keys.health(queue_name, replica), json.dumps(state), px=life_ms)
         pipe.zadd(keys.replicas(queue_name), {replica: now_ms})
         pipe.zremrangebyscore(keys.replicas(queue_name), "-inf", now_ms - FORGET_AFTER_S * 1000)
-        pipe.zcount(keys.replicas(queue_name), now_ms - life_ms, "+inf")
-        *_, replicas = await pipe.execute()
-    return int(replicas)
+        await pipe.execute()
 
 
 async def forget(redis: Redis, queue_name: str, replica: str) -> None:

@@ -47,15 +47,16 @@ class Keeper:
         blocked_log_s: float,
         blocked_exit_s: float,
     ) -> None:
-        self._wire = Wire(pool)
+        self._every_s = lease_s / RENEWALS_PER_LEASE
+        self._wire = Wire(pool, timeout_s=self._every_s / 2)  # so that there is time for another try
         self._scripts = scripts(self._wire.call)
         self._leases = leases
         self._lost = lost
-        self._every_s = lease_s / RENEWALS_PER_LEASE
         self._log_s = blocked_log_s
         self._exit_s = blocked_exit_s
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
+        self._soon = False
         self._turned, self._ticks, self._logged = True, 0, False
         self._turn: asyncio.TimerHandle | None = None
         self._ready = threading.Event()
@@ -65,6 +66,10 @@ class Keeper:
         self._beat()
         self._thread.start()
         self._ready.wait()
+
+    def renew_soon(self) -> None:
+        """Renew at the next tick."""
+        self._soon = True
 
     def check(self) -> None:
         """Raise ``RuntimeError`` where the thread has ended, which it does not by itself."""
@@ -91,7 +96,8 @@ class Keeper:
                 await asyncio.wait_for(self._stopping.wait(), TICK_S)
             now = monotonic()
             self._watch()
-            if now >= due:
+            if now >= due or self._soon:
+                self._soon = False
                 due = now + (self._every_s if await self._renew() else RETRY_S)
         self._wire.close()
 

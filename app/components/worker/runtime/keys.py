@@ -52,8 +52,18 @@ def fence(worker: str) -> str:
 
 
 def bell(queue_name: str) -> str:
-    """Sorted set: has a member once a job was enqueued, until one of the workers that wait for that takes it."""
+    """Sorted set: has a member when there are jobs to be had, until one of the workers that wait for that takes it."""
     return f"worker:bell:{short_name(queue_name)}"
+
+
+def own_bell(worker: str) -> str:
+    """Sorted set: has a member when this worker is to look."""
+    return f"worker:rouse:{worker}"
+
+
+def probe(worker: str) -> str:
+    """Sorted set: written for the event that comes of it."""
+    return f"worker:probe:{worker}"
 
 
 def begun(queue_name: str) -> str:

@@ -19,6 +19,7 @@ from .wire import Wire
 
 BATCH_JOBS = 500  #: Redis does nothing else meanwhile
 BATCH_BYTES = 4 << 20
+MOST_KEPT_MS = 1 << 47  #: some thousand years
 
 Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
 
@@ -110,6 +111,6 @@ def _fields(redis: ArqRedis, job: NewJob) -> Fields:
     now_ms = timestamp_ms()
     due_ms = to_unix_ms(job.defer_until) if job.defer_until else now_ms + int(job.defer_by * 1000)
     keep_ms = int(job.expires * 1000) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
-    keep_ms = max(1, keep_ms)  # Redis refuses less, and the script would end in the middle of its batch
+    keep_ms = min(max(1, keep_ms), MOST_KEPT_MS)  # Redis refuses others, in the middle of the batch
     payload = serialize_job(job.function, job.args, dict(job.kwargs), None, now_ms, serializer=redis.job_serializer)
     return job.job_id or token_hex(16), payload, due_ms, keep_ms, job.unique or ""

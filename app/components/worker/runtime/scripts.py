@@ -138,6 +138,7 @@ class Scripts:
             keys.leases(queue_name),
             keys.fence(self._name),
             keys.begun(queue_name),
+            keys.bell(queue_name),
         )
         limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
         times = (self._lease_ms, int(ends_s * 1000), KEEP_TRIES_S)
@@ -146,12 +147,12 @@ class Scripts:
             Script(call, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
 
-    async def claim(self, wanted: int, call: Call | None = None) -> Claims:
-        """Claim up to so many jobs; ``call`` is for a claim over another connection, or one that is to wait."""
+    async def claim(self, wanted: int, wait: Call | None = None) -> Claims:
+        """Claim up to so many jobs; with ``wait``, which runs a command some time, they count as tried once renewed."""
         self._claims += 1
         token = f"{self._name}:{self._claims}"
         wait_ms, blocked, limited, lapsed, ids, due_at, found, aborts = await self._claim(
-            self._claim_keys, (wanted, token, self._claims, *self._claim_args), call
+            self._claim_keys, (wanted, token, self._claims, *self._claim_args, int(wait is not None)), wait
         )
         jobs = []
         of_each = zip(ids, due_at, found[::2], found[1::2], aborts or repeat(None), strict=False)

@@ -1,30 +1,36 @@
-"""Wake-up: Redis tells at once when the queue gets a job, from whichever producer.
+"""Wake-up: an idle worker's next claim waits in Redis for the queue's bell, which rings when there is something to do.
 
-A message costs a round trip before the job is claimed. Our own producers' script saves it: it rings a bell, for which
-the claim of a worker that idles waits in Redis already.
+Our own producers' script rings it, and so does a claim that leaves due jobs behind. Of jobs from stock producers Redis
+tells those that listen, a few of the workers that idle, and they ring it. So a job wakes one worker or two, however
+many idle, and those which have waited longest come first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import random
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from . import keys
-from .scripts import UNAVAILABLE, Call
+from .scripts import UNAVAILABLE, Call, Script
 from .wire import Field, Wire
 
+logger = logging.getLogger(__name__)
+
 PARK_S = 4.0  #: that a claim waits in Redis: a worker which stops meanwhile may take a job until then
-UNBLOCK_AGAIN_S = 0.001  #: Redis may come to read what is to wait only after it was told to end that
+ENOUGH = 2  #: that listen, since one of them may die
 
 
 class Listener:
-    """Calls ``on_job`` when a job is enqueued, ``on_end`` when one has ended, ``on_abort`` when an abort is asked for.
+    """Waits for the bell, and listens: ``on_job`` is called when a job was enqueued that this worker is to look for,
+    ``on_abort`` when an abort is asked for.
 
     It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
     busy one finds its next jobs by itself, and would read a message for each that is enqueued.
@@ -32,7 +38,8 @@ class Listener:
     Its connection carries no large replies: Redis ends one that listens when some MiB of them wait to be read.
 
     :param call: runs a command over another connection
-    :param park_s: how long a parked command waits for a job
+    :param ends: listen for jobs that end, too
+    :param park_s: how long a parked command waits at most
     """
 
     def __init__(
@@ -41,102 +48,143 @@ class Listener:
         queue_name: str,
         *,
         on_job: Callable[[], None],
-        on_end: Callable[[], None] | None = None,
         on_abort: Callable[[], None],
         call: Call,
+        ends: bool = False,
         park_s: float = PARK_S,
     ) -> None:
         self._wire = Wire(pool, heard=self._hear, lost=self._lose)
-        self._call = call
+        self._ring_bell = Script(call, "ring")
         self.park_s = park_s
-        self._bell = keys.bell(queue_name)
-        self._client_id = 0
+        name = uuid4().hex
+        self._bell, self._own_bell = keys.bell(queue_name), keys.own_bell(name)
         self._parked = False
-        self.roused = False  #: whether what was parked last was ended by ``rouse``
-        self._probe = f"worker:probe:{uuid4().hex}"
-        self.listening = False  #: whether a subscription stands
+        self.overslept = False  #: what was parked last ran without a bell
+        self._to_ring: set[str] = set()
+        self._ringing: asyncio.Task[None] | None = None
+        self.connected = False
+        self.listening = False  #: to the queue
         self._proved = False
-        handlers = {
-            (queue_name, b"zadd"): on_job,
-            (queue_name, b"zrem"): on_end,
-            (keys.ABORT, b"zadd"): on_abort,
-            (self._probe, b"zadd"): self._prove,
-        }
+        self._may_park = False
         database = pool.connection_kwargs.get("db", 0)
+        self._queue_channel, abort_channel, probe_channel = (
+            f"__keyspace@{database}__:{key}".encode() for key in (queue_name, keys.ABORT, keys.probe(name))
+        )
+        self._channels = (abort_channel, probe_channel)
         self._handlers = {
-            (f"__keyspace@{database}__:{key}".encode(), event): call for (key, event), call in handlers.items() if call
+            (self._queue_channel, b"zadd"): self._hear_job,
+            (abort_channel, b"zadd"): on_abort,
+            (probe_channel, b"zadd"): self._prove,
         }
-        self._channels = {channel for channel, _ in self._handlers}
-        self._on_loss = on_job
+        if ends:
+            self._handlers[self._queue_channel, b"zrem"] = self._hear_job
+        self._on_job = on_job
+        self._probe = keys.probe(name)
 
     @property
     def proved(self) -> bool:
-        """Whether enqueued jobs are heard of; where they are not, only looking helps."""
-        return self.listening and self._proved
+        """Whether jobs wake this worker; where they do not, only looking helps."""
+        return self.connected and self._proved and self._may_park
 
     async def start(self) -> None:
-        """Subscribe, and ask for the proof; what was enqueued before this returns may not be heard of."""
-        self.listening = True  # from here on a loss of the connection is ours
+        """Connect, and ask for the proof."""
+        self.connected = True  # from here on a loss of the connection is ours
+        self._proved, self._may_park = False, True
         try:
-            self._client_id, *_ = await asyncio.gather(
-                self._wire.call("CLIENT", "ID"), *(self._wire.call("SUBSCRIBE", channel) for channel in self._channels)
-            )
-        except BaseException:
-            self.listening = False
-            raise
-        if not self._proved:
+            await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
             with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
                 await self._wire.call("ZADD", self._probe, 0, "probe")
                 await self._wire.call("DEL", self._probe)
+        except BaseException:
+            self.connected = False
+            raise
+
+    async def listen(self, *, anyway: bool = False) -> bool:
+        """Listen to the queue where too few do, or ``anyway``, and stop where too many do; return whether we begin to,
+        since a job may have come just before."""
+        if not self.connected:
+            return False
+        try:
+            _, count = await self._wire.call("PUBSUB", "NUMSUB", self._queue_channel)
+        except NoPermissionError:  # a server of one's own may give workers fewer rights
+            count = 0
+        if self.listening:
+            if random.random() * count > ENOUGH:  # not all at once
+                await self.unlisten()
+            return False
+        if count >= ENOUGH and not anyway:
+            return False
+        self.listening = True
+        await self._wire.call("SUBSCRIBE", self._queue_channel)
+        return True
+
+    async def unlisten(self) -> None:
+        """Listen to the queue no more, and have another worker that idles look whether it should."""
+        if self.listening:
+            self.listening = False
+            await self._wire.call("UNSUBSCRIBE", self._queue_channel)
+            await self.ring()
+
+    async def ring(self) -> None:
+        """Have a worker that idles look for jobs."""
+        await self._ring_bell((self._bell,), ())
 
     async def check(self) -> None:
         """Make sure that we would hear: a connection that leads nowhere tells of nothing, its own end neither."""
         await self._wire.call("PING")
 
-    async def park(self, *command: Field) -> Any:
-        """Have Redis run a command once a bell rings, ``rouse`` is called or ``park_s`` are over; return its reply."""
-        self._parked, self.roused = True, False
+    async def park(self, *command: Field, within_s: float) -> Any:
+        """Have Redis run a command once the bell rings, ``rouse`` is called or so long is over; return its reply."""
+        self._parked = True
+        timer = asyncio.get_running_loop().call_later(within_s, self.rouse) if within_s < self.park_s else None
+        wait = ("BZPOPMIN", self._bell, self._own_bell, self.park_s)
         try:
-            first = ("BZPOPMIN", self._bell, self.park_s)
-            return await self._wire.call(*command, first=first, first_s=self.park_s)
+            bell, reply = await self._wire.calls(wait, command, more_s=self.park_s)
         finally:
             self._parked = False
+            if timer:
+                timer.cancel()
+        self.overslept = bell is None
+        if isinstance(bell, Exception):
+            self._may_park = False
+            logger.warning("no claim can wait for the bell, so jobs are looked for now and then: %s", bell)
+        return reply
 
-    def rouse(self) -> bool:
-        """Have Redis run what is parked now; return False where nothing is, or its reply is there.
+    @property
+    def waits(self) -> bool:
+        """Whether something is parked. What its reply came right behind, it has found: all comes in order."""
+        return self._parked and self._wire.owed
 
-        What we were told of until then, it finds: messages and replies come in the order in which things happened.
-        """
-        if not (self._parked and self._wire.owed):
-            return False
-        if not self.roused:
-            self.roused = True
-            asyncio.get_running_loop().call_soon(self._unblock_if_owed)
-        return True
+    def rouse(self) -> None:
+        """Have Redis run what is parked now."""
+        if self.waits:
+            self._ring_soon(self._own_bell)
 
-    def _unblock_if_owed(self) -> None:
-        if self._wire.owed:  # else its reply came right behind the message
-            self._unblocking = asyncio.create_task(self._unblock())
+    def _hear_job(self) -> None:
+        asyncio.get_running_loop().call_soon(self._ring_or_look)  # when all is read that came with it
 
-    async def _unblock(self) -> None:
-        try:
-            unblocked = await self._call("CLIENT", "UNBLOCK", self._client_id)
-        except UNAVAILABLE as error:
-            if self._parked:
-                self.close(error)
+    def _ring_or_look(self) -> None:
+        if self.waits:
+            self._ring_soon(self._bell)
         else:
-            if not unblocked:
-                asyncio.get_running_loop().call_later(UNBLOCK_AGAIN_S, self._unblock_if_owed)
+            self._on_job()
 
-    async def stop(self) -> None:
-        """Hear of nothing more."""
-        if self.listening:
-            self.listening = False
-            await asyncio.gather(*(self._wire.call("UNSUBSCRIBE", channel) for channel in self._channels))
+    def _ring_soon(self, bell: str) -> None:
+        self._to_ring.add(bell)
+        if self._ringing is None or self._ringing.done():
+            self._ringing = asyncio.create_task(self._ring_all())
+
+    async def _ring_all(self) -> None:
+        while self._to_ring:
+            try:
+                await self._ring_bell((self._to_ring.pop(),), ())
+            except UNAVAILABLE as error:
+                if self.waits:
+                    self.close(error)
 
     def close(self, error: Exception | None = None) -> None:
         """Close the connection; what is parked fails with ``error``."""
-        self.listening = False
+        self.connected = self.listening = False
         self._wire.close(error)
 
     def _prove(self) -> None:
@@ -147,6 +195,6 @@ class Listener:
             call()
 
     def _lose(self) -> None:
-        if self.listening:
-            self.listening = False
-            self._on_loss()  # the worker looks for itself, and starts anew
+        if self.connected:
+            self.connected = self.listening = False
+            self._on_job()  # the worker looks for itself, and starts anew

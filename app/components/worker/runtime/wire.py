@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, cast
 
 import hiredis
@@ -34,18 +35,26 @@ class Wire:
     missed until ``lost`` is called. Each channel has to be subscribed to by a call of its own.
 
     :param pool: how to connect; its ``socket_timeout``, or 10 s, is how long a reply may take
+    :param timeout_s: if that is to be less
     :param heard: called with each message
     :param lost: called when the connection breaks
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, heard: Heard | None = None, lost: Callable[[], None] | None = None
+        self,
+        pool: ConnectionPool,
+        *,
+        timeout_s: float = inf,
+        heard: Heard | None = None,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         self._connection_class = pool.connection_class
-        self._timeout_s = pool.connection_kwargs.get("socket_timeout") or connection.SOCKET_TIMEOUT_S
-        self._options = pool.connection_kwargs | {
+        given = pool.connection_kwargs
+        self._timeout_s = min(timeout_s, given.get("socket_timeout") or connection.SOCKET_TIMEOUT_S)
+        self._options = given | {
             "protocol": 3,
             "socket_timeout": self._timeout_s,
+            "socket_connect_timeout": min(timeout_s, given.get("socket_connect_timeout") or self._timeout_s),
             "health_check_interval": 0,  # redis-py would ask for its first PING before it has logged in
         }
         self._heard = heard
@@ -58,11 +67,15 @@ class Wire:
         """Whether a reply is still to come."""
         return self._link is not None and self._link.owed
 
-    async def call(self, *command: Field, first: Command = (), first_s: float = 0) -> Any:
-        """Return Redis's reply to a command. Raises what redis-py raises.
+    async def call(self, *command: Field) -> Any:
+        """Return Redis's reply to a command. Raises what redis-py raises."""
+        (reply,) = await self.calls(command)
+        return reply
 
-        :param first: sent in the same breath, before it; an answer is passed over, an error ends the connection
-        :param first_s: how long Redis may take for that
+    async def calls(self, *commands: Command, more_s: float = 0) -> list[Any]:
+        """Send commands in one breath; return the replies. Raises what the last one's is, others' errors are returned.
+
+        :param more_s: how much longer than usual that may take
         """
         link = self._link
         if link is None or link.error:
@@ -70,12 +83,12 @@ class Wire:
                 link = self._link
                 if link is None or link.error:
                     link = self._link = await self._connect()
-        return await link.call(command, first, first_s)
+        return await link.calls(commands, self._timeout_s + more_s)
 
     async def _connect(self) -> _Link:
         made = self._connection_class(**self._options)
         await made.connect()  # type: ignore[no-untyped-call]
-        return _Link(made, self._timeout_s, self._heard, self._lost)
+        return _Link(made, self._heard, self._lost)
 
     def close(self, error: Exception | None = None) -> None:
         """Close the connection, if there is one; what is under way fails with ``error``, and ``lost`` is not called."""
@@ -89,16 +102,14 @@ class _Link(asyncio.Protocol):
     def __init__(
         self,
         made: AbstractConnection,
-        timeout_s: float,
         heard: Heard | None,
         lost: Callable[[], None] | None,
     ) -> None:
         self.error: Exception | None = None
-        self._timeout_s = timeout_s
         self._heard = heard
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._replies: deque[asyncio.Future[Any] | None] = deque()  # that are to come; None for one passed over
+        self._replies: deque[asyncio.Future[Any]] = deque()  # that are to come
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
         )
@@ -114,23 +125,22 @@ class _Link(asyncio.Protocol):
     def owed(self) -> bool:
         return bool(self._replies)
 
-    async def call(self, command: Command, first: Command, first_s: float) -> Any:
+    async def calls(self, commands: Sequence[Command], within_s: float) -> list[Any]:
         if self._transport.is_closing():
             self.connection_lost(None)
         if self.error:
             raise self.error
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
-        if first:
-            packed = hiredis.pack_command(first) + packed  # type: ignore[arg-type]
-            self._replies.append(None)
-        reply = self._loop.create_future()
-        self._replies.append(reply)
-        self._transport.write(packed)
-        timer = self._loop.call_later(self._timeout_s + first_s, self._end, TimeoutError("no reply from Redis"))
+        replies = [self._loop.create_future() for _ in commands]
+        self._replies += replies
+        self._transport.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
+        timer = self._loop.call_later(within_s, self._end, TimeoutError("no reply from Redis"))
+        *firsts, last = replies
         try:
-            return await reply
+            reply = await last
         finally:
             timer.cancel()
+            errors = [first.exception() if first.done() else None for first in firsts]
+        return [*(error or first.result() for error, first in zip(errors, firsts, strict=True)), reply]
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -140,17 +150,15 @@ class _Link(asyncio.Protocol):
                     if self._heard:
                         self._heard(reply[1], reply[2])
                 else:  # to SUBSCRIBE, it is a push as well
-                    waiting = self._replies.popleft()
-                    self._answer(waiting, reply)
-                    fatal = (ConnectionError, ReadOnlyError) if waiting else RedisError
-                    if isinstance(reply, fatal):
+                    self._answer(self._replies.popleft(), reply)
+                    if isinstance(reply, ConnectionError | ReadOnlyError):
                         self._end(reply)  # the next connection may lead to a server that can
         except (InvalidResponse, IndexError) as error:
             self._end(InvalidResponse(f"Redis sent what is no reply: {error}"))
 
     @staticmethod
-    def _answer(waiting: asyncio.Future[Any] | None, reply: Any) -> None:
-        if waiting is None or waiting.done():  # whoever asked was cancelled
+    def _answer(waiting: asyncio.Future[Any], reply: Any) -> None:
+        if waiting.done():  # whoever asked was cancelled
             return
         if isinstance(reply, Exception):
             waiting.set_exception(reply)

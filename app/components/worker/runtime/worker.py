@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -34,7 +33,7 @@ from .keeper import Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
-from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Lease, Scripts, cancelled
+from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Claims, Lease, Scripts, cancelled
 from .wake import PARK_S, Listener
 from .wire import Wire
 
@@ -47,13 +46,14 @@ PULSE_S = 0.5  #: between two looks at health and cron jobs
 BEAT_EVERY_S = 1.0
 CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
 STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process ends without them
+LAST_RING_S = 1.0  #: at the end, to have another worker look and listen
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
+SOON_S = 0.05  #: what is due by then is waited for here, since a claim that waits in Redis takes one job only
 BLOCKED_LOOK_S = 1.0  #: while jobs are due that stock workers run, or that have to wait for others to end
 KEEP_ABORTS_S = 86_400  #: for jobs that are queued; those of jobs that had ended are left over
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
 OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
-SPREAD_S = 0.002  #: for each replica: over so long the looks of those are spread that would come too late anyway
 
 
 class Worker(JobRunner):
@@ -99,12 +99,9 @@ class Worker(JobRunner):
         self._running = False
         self._behind = False  # with storing ends
         self._dry = False  # nothing was due at the last look, and no end was stored since
-        self._idle = False  # nothing is due for some time, and we are told of what comes
+        self._idle_s = 0.0  # that the next claim may wait in Redis, as nothing is due, and we are told of what comes
         self._failures = 0  # looks in a row that Redis refused
         self._told = False  # of a job, since the last look
-        self._late = False  # others were quicker when we were told last
-        self._told_later: asyncio.TimerHandle | None = None
-        self._replicas = 1
         self._stop_at: float | None = None
         self._stated: str | None = None  # in the last health record, None where that may have lapsed
         self._last_beat = 0.0
@@ -140,9 +137,9 @@ class Worker(JobRunner):
             self.pool.connection_pool,
             self.queue_name,
             on_job=self._tell,
-            on_end=self._tell if self.global_concurrency else None,
             on_abort=self._urgent.set,
             call=self._wire.call,
+            ends=self.global_concurrency > 0,
             park_s=min(PARK_S, self.lease_s / 3),
         )
         self._scripts = self._make_scripts(self._wire.call)
@@ -230,34 +227,37 @@ class Worker(JobRunner):
             if not self._running and self.main_task:
                 self.main_task.cancel()
         if self._running:
-            self._rouse()
+            self._look_now()
 
     handle_sig_wait_for_completion = handle_sig
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        away_since = 0.0
+        answered = monotonic()
         while not self._is_over():
             self._commits.check()
             self._keeper.check()
             try:
                 if self._failures:
-                    await self._return(monotonic() - away_since)
+                    await self._return(monotonic() - answered)
                 if self._stated is None:
                     await self.record_health()  # before the first claim: others go by it
                 wait_s = await self._look()
             except UNAVAILABLE as error:
-                away_since = away_since if self._failures else monotonic()
                 self._failures += 1
                 self._stated = None
                 wait_s = RECONNECT.delay(self._failures)
                 logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
                 await asyncio.sleep(wait_s)
                 continue
-            self._failures = 0
-            if not (self._is_over() or self._idle):
+            self._failures, answered = 0, monotonic()
+            if not (self._is_over() or self._idle_s):
                 await self._nap(wait_s)
+        with contextlib.suppress(*UNAVAILABLE):
+            async with asyncio.timeout(LAST_RING_S):
+                await self._listener.unlisten()
+                await self._listener.ring()  # others may not know what falls due
 
     async def _return(self, away_s: float) -> None:
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
@@ -269,46 +269,53 @@ class Worker(JobRunner):
 
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
-        idle, self._idle = self._idle, False
+        idle_s, self._idle_s = self._idle_s, 0.0
         free = self.max_jobs - len(self.tasks)
         if self.burst and self.max_burst_jobs >= 0:
             free = min(free, self.max_burst_jobs - self._jobs_started())
-        if not self.allow_pick_jobs or free <= 0:
-            return IDLE_LOOK_S  # a job's end wakes us
         # Ends that wait to be stored are kept in memory: no more of them than Redis keeps up with.
         wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
-        self._behind = wanted <= 0
-        if self._behind:
-            return IDLE_LOOK_S  # an end that is stored wakes us
+        self._behind = wanted <= 0 < free
+        if not self.allow_pick_jobs or wanted <= 0:
+            await self._listener.unlisten()
+            return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
         told, self._told = self._told, False
-        parked = idle and not told and self._listener.proved
+        parked = idle_s > 0 and not told and self._listener.proved
         if parked:
             wanted = 1  # its reply is small, and so is what a worker takes that stands still meanwhile
-        asked = monotonic()
-        claims = await self._scripts.claim(wanted, self._listener.park if parked else None)
-        for claim in await self._still_ours(claims.jobs, asked):
-            self._start(claim)
+        claims = await self._claim(wanted, idle_s if parked else 0)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
-        told = told or (parked and self._listener.roused)
-        if claims.jobs or told:
-            self._late = not claims.jobs
-        if len(claims.jobs) == wanted < free:
-            return 0
-        if len(claims.jobs) == free or claims.limited:
-            await self._listener.stop()  # there is more than we can take: no need to be told
+        if claims.limited or len(claims.jobs) == free:
+            await self._listener.unlisten()  # there is more than we can take: no need to be told
             return next_s if claims.limited else IDLE_LOOK_S
-        if not self._listener.listening and not self.burst:
+        if len(claims.jobs) == wanted:
+            if parked and self._listener.overslept:  # those that listen, if any do, are deaf
+                await self._listener.listen(anyway=True)
+            return 0
+        if not self._listener.connected and not self.burst:
             await self._listener.start()
+        if (parked or not self._listener.listening) and await self._listener.listen():
             return 0  # for what was enqueued meanwhile
-        if self._listener.listening and not (told or parked or claims.jobs):
+        if self._listener.connected and not (told or parked or claims.jobs):
             await self._listener.check()
-        wait_s = IDLE_LOOK_S if self._listener.proved else self.poll_delay_s
+        wait_s = min(next_s, IDLE_LOOK_S if self._listener.proved else self.poll_delay_s)
         if claims.blocked:
             wait_s = min(wait_s, BLOCKED_LOOK_S)
-        wait_s = min(wait_s, next_s)
-        self._idle = self._listener.proved and wait_s >= self._listener.park_s
+        if self._listener.proved and wait_s > SOON_S:
+            self._idle_s = wait_s
         return wait_s
+
+    async def _claim(self, wanted: int, wait_s: float) -> Claims:
+        """Claim up to so many jobs and start them; with ``wait_s`` the claim waits in Redis for so long at most."""
+        asked = monotonic()
+        wait = partial(self._listener.park, within_s=wait_s) if wait_s else None
+        claims = await self._scripts.claim(wanted, wait)
+        for claim in await self._still_ours(claims.jobs, asked):
+            self._start(claim)
+        if wait and claims.jobs:
+            self._keeper.renew_soon()  # from then on they count as tried
+        return claims
 
     async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
         """Return claims less those that others took, where we stood still for longer than leases last meanwhile."""
@@ -319,21 +326,13 @@ class Worker(JobRunner):
         return jobs
 
     def _tell(self) -> None:
-        """A job was enqueued: look at once, or, where others are quicker anyway, after some of them."""
-        if not self._late or self._replicas == 1:
-            self._tell_now()
-        elif self._told_later is None:
-            self._told_later = self.loop.call_later(random.uniform(0, SPREAD_S * self._replicas), self._tell_now)
-
-    def _tell_now(self) -> None:
-        self._told_later = None
-        if not self._rouse():
-            self._told = True
-
-    def _rouse(self) -> bool:
-        """Have the main loop look; return whether the claim that is parked does."""
+        """A job was enqueued, and no claim of ours waits for the bell: look at once."""
+        self._told = True
         self._wake.set()
-        return self._listener.rouse()
+
+    def _look_now(self) -> None:
+        self._wake.set()
+        self._listener.rouse()
 
     async def _nap(self, wait_s: float) -> None:
         """Wait until the next look; a job's end, a new job or a signal cuts it short."""
@@ -360,7 +359,8 @@ class Worker(JobRunner):
             self._wake.set()
 
     def _start(self, claim: Claim) -> None:
-        if claim.lapsed and (run := self._runs.get(claim.lease.job_id)):  # it was ours, and we are at it still
+        run = self._runs.get(claim.lease.job_id)
+        if claim.lapsed and run and self._is_kept(run):  # it was ours, and we are at it still
             run.claim.lease.token = claim.lease.token
             return
         run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
@@ -383,9 +383,12 @@ class Worker(JobRunner):
     # -- leases, aborts, health ----------------------------------------------------------------------------------
 
     def _leases(self) -> list[Lease]:
-        """Leases that are to be renewed; that of a job which should have ended long ago is left to others."""
-        now, runs = monotonic(), list(self._runs.values())
-        return [run.claim.lease for run in runs if run.settling or run.ends_by > now]
+        return [run.claim.lease for run in list(self._runs.values()) if self._is_kept(run)]
+
+    @staticmethod
+    def _is_kept(run: Run) -> bool:
+        """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
+        return run.settling or run.ends_by > monotonic()
 
     def _lose_from_thread(self, leases: list[Lease]) -> None:
         self.loop.call_soon_threadsafe(self._lose, leases)
@@ -437,7 +440,7 @@ class Worker(JobRunner):
             "failed": self.jobs_failed,
             "retried": self.jobs_retried,
         }
-        self._replicas = await health.record(
+        await health.record(
             self.pool,
             self.queue_name,
             self.replica,

@@ -10,6 +10,7 @@
   KEYS[4]  leases, sorted set: job ids by the time in ms at which each lapses
   KEYS[5]  the worker's fence: claims with a lower number come too late
   KEYS[6]  list: the times in ms at which the jobs of the last period were claimed
+  KEYS[7]  bell, sorted set: another worker that idles waits for a member; it gets one where due jobs are left
 
   ARGV[1]  most jobs to claim
   ARGV[2]  token, of this claim alone
@@ -23,6 +24,8 @@
   ARGV[10] prefix of in-progress keys
   ARGV[11] prefix of payload keys
   ARGV[12] prefix of keys that count the tries that are over
+  ARGV[13] 1 for a claim that waited in Redis: whoever sent it may be gone. Its leases end by half a millisecond, until
+           they are renewed; one that lapses so was no try, the first time
 
   Returns { ms after which to look again, nil for never or where it got as many jobs as it wanted; 1 if jobs may be due
             that cannot be had now; 1 if the rate limit is reached; how many of the jobs, the first ones, had a lease
@@ -38,6 +41,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- As text, which Redis makes of a number with much ado, each time that a command is given one.
 local lapses_at, ends_at = string.format('%d', now + ARGV[4]), string.format('%d', now + ARGV[5])
+local leased_until = ARGV[13] == '1' and lapses_at .. '.5' or lapses_at -- for jobs that had no lease before
 local blocked, limited = 0, 0
 
 local fence, paused = unpack(redis.call('MGET', KEYS[5], KEYS[2]))
@@ -54,11 +58,12 @@ if most_begun > 0 then
   wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
 end
 
-local ids, due_at, scores = {}, {}, {}
+local ids, due_at, scores, over = {}, {}, {}, {}
 local function take(id, due, score)
   local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PXAT', lapses_at)
   if taken then
-    if tonumber(score) < 0 then -- no time, and nothing can be added to -inf
+    local at = tonumber(score)
+    if at < 0 or at >= 2 ^ 53 then -- no time, and nothing can be added to what is infinite
       redis.call('ZREM', queue, id)
       due, score = math.max(due, 0), 0
     end
@@ -70,15 +75,18 @@ end
 
 while #ids < wanted do
   -- A lease holds during its last millisecond, as its mark does. Those that we took are still at the head.
-  local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'LIMIT', #ids, wanted - #ids)
+  local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'WITHSCORES', 'LIMIT', #ids, wanted - #ids)
   if #page == 0 then
     break
   end
-  for _, id in ipairs(page) do
+  for i = 1, #page, 2 do
+    local id, lapsed_at = page[i], page[i + 1]
     local score = redis.call('ZSCORE', queue, id)
     if not score then
       redis.call('ZREM', leases, id) -- it ended in a stock worker
-    elseif not take(id, now, score) then
+    elseif take(id, now, score) then
+      over[#ids] = lapsed_at % 1 == 0 and 1 or 0
+    else
       redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it
     end
   end
@@ -114,7 +122,7 @@ if #ids > 0 then
   local aside, entries, wants = {}, {}, {}
   for i, id in ipairs(ids) do
     aside[2 * i - 1], aside[2 * i] = ends_at, id
-    entries[2 * i - 1], entries[2 * i] = lapses_at, id
+    entries[2 * i - 1], entries[2 * i] = i > lapsed and leased_until or lapses_at, id
     wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
   end
   if #ids > FEW then
@@ -135,9 +143,10 @@ if #ids > 0 then
   end
   found = redis.call('MGET', unpack(wants))
   for i = 1, lapsed do
-    -- with the try of the worker that is gone
-    found[2 * i] = string.format('%.0f', (tonumber(found[2 * i] or 0) or 0) + 1)
-    redis.call('SET', wants[2 * i], found[2 * i], 'EX', ARGV[6])
+    if over[i] > 0 then -- the try of a worker that is gone
+      found[2 * i] = string.format('%.0f', (tonumber(found[2 * i] or 0) or 0) + 1)
+      redis.call('SET', wants[2 * i], found[2 * i], 'EX', ARGV[6])
+    end
   end
   if redis.call('EXISTS', abort) == 1 then
     aborts = redis.call('ZMSCORE', abort, unpack(ids)) -- they stay until the jobs' ends are stored: our reply may be lost
@@ -151,6 +160,8 @@ if #ids < tonumber(ARGV[1]) then
   if lapses and (not next_look or lapses < next_look) then
     next_look = lapses + 1
   end
+elseif redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', 0, 1)[1] then
+  redis.pcall('ZADD', KEYS[7], 0, '') -- a key that is something else costs time, and no claim
 end
 if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period

@@ -15,6 +15,7 @@
 
   Returns for each job 1, or 0 where it was left out.
 ]]
+local FEW = 8 -- jobs: of so many, those that listen are not told, as the bell is enough
 local job, result, unique, bell = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local enqueued, entries = {}, {}
 
@@ -35,7 +36,16 @@ for n = 5, #ARGV, 5 do
   enqueued[#enqueued + 1] = free and 1 or 0
 end
 if #entries > 0 then
-  redis.call('ZADD', KEYS[1], unpack(entries)) -- once: each is an event that workers hear of
-  redis.pcall('ZADD', bell, 0, '')
+  local rung = type(redis.pcall('ZADD', bell, 0, '')) == 'number'
+  if rung and #entries <= 2 * FEW then
+    for n = 1, #entries, 2 do
+      local due, id = entries[n], entries[n + 1]
+      if not redis.call('ZADD', KEYS[1], 'NX', 'INCR', due, id) then -- which is another event than that of a new job
+        redis.call('ZADD', KEYS[1], due, id)
+      end
+    end
+  else
+    redis.call('ZADD', KEYS[1], unpack(entries)) -- once: each is an event that workers hear of
+  end
 end
 return enqueued
