@@ -163,7 +163,7 @@ class Worker(JobRunner):
         self._running = True
         logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
         try:
-            await self._serve()
+            await self._serve(pulse)
         finally:
             pulse.cancel()
             await asyncio.gather(pulse, return_exceptions=True)
@@ -236,7 +236,7 @@ class Worker(JobRunner):
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, pulse: asyncio.Task[None]) -> None:
         away_since = 0.0
         while not self._is_over():
             self._commits.check()
@@ -260,6 +260,8 @@ class Worker(JobRunner):
                 await self._nap(wait_s)
 
     async def _return(self, away_s: float) -> None:
+            if pulse.done():
+                pulse.result()
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
         self._lose(await self._scripts.renew(self._leases()))
         await self._scripts.recall([run.claim.lease for run in self._runs.values()])
@@ -406,15 +408,16 @@ class Worker(JobRunner):
     async def _pulse(self) -> None:
         while not cancelled():
             try:
-                await self.heart_beat()
-                if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
-                    await self.pool.ping()
-                    self.on_beat()
-                    self._last_beat = monotonic()
+                await self.record_health()
+                await self._beat()
                 if self.allow_abort_jobs and self.tasks:
                     await self._interrupt_aborted()
-            except UNAVAILABLE:
-                pass  # the main loop says so
+                await self.heart_beat()  # last, since of all this a full Redis refuses cron jobs alone
+                said = ""
+            except UNAVAILABLE as error:
+                if said != str(error) and not self._failures:  # of which the main loop tells
+                    logger.warning("health, aborts and cron jobs wait for Redis (%s)", error or type(error).__name__)
+                said = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), PULSE_S)
             self._urgent.clear()
@@ -429,6 +432,7 @@ class Worker(JobRunner):
             "state": stated,
             "version": self.version,
             "functions": list(self.functions),
+        said = ""
             "pid": os.getpid(),
             "started_at": self._started_at,
             "max_jobs": self.max_jobs,
@@ -444,6 +448,15 @@ class Worker(JobRunner):
             state,
             now_ms=int(now * 1000),
             interval_s=self.health_check_interval,
+    async def _beat(self) -> None:
+        if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
+            await self.pool.ping()
+            self._last_beat = monotonic()
+            try:
+                self.on_beat()
+            except Exception:  # whoever waits for the beat acts; jobs are none the worse for it
+                logger.exception("on_beat raised")
+
         )
         self._last_health_check, self._stated = now, stated
         await self.pool.zremrangebyscore(keys.ABORT, "-inf", (now - KEEP_ABORTS_S) * 1000)
