@@ -16,7 +16,9 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
+from app.components.worker.process import STUCK_EXIT_CODE
 from app.components.worker.runtime import health, keys
+from app.core.config import STOP_MARGIN_S
 from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
@@ -137,7 +139,7 @@ async def test_sigterm_lets_running_jobs_finish(start: MakeService, redis: ArqRe
 
 
 async def test_what_does_not_finish_in_time_goes_back_with_its_try(start: MakeService, redis: ArqRedis) -> None:
-    service = await start("--queue", "load_test", WORKER_JOB_COMPLETION_WAIT="1", WORKER_STOP_GRACE_SECONDS="5")
+    service = await start("--queue", "load_test", WORKER_JOB_COMPLETION_WAIT="1", WORKER_STOP_GRACE_SECONDS="13")
     await enqueue_slow(redis, 3, 60)
     stopped = monotonic()
     service.process.terminate()
@@ -157,6 +159,43 @@ async def test_a_second_ctrl_c_does_not_wait(start: MakeService, redis: ArqRedis
     service.process.send_signal(signal.SIGINT)
     assert await service.ends(within_s=5) == 0
     assert await redis.zcard(LOAD_TEST) == 1
+
+
+async def test_a_job_that_passes_over_its_cancellation_holds_up_no_stop(
+    redis_server: RedisSettings, redis: ArqRedis
+) -> None:
+    code = """
+import asyncio, contextlib, sys
+from arq.worker import func
+from app.components.worker import custom, process, queues
+async def stubborn(ctx):
+    await ctx["redis"].set("app:begun", 1)
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+async def shutdown(self):
+    print("shut down")
+custom.CustomWorker.shutdown = shutdown
+queues.load("load_test").functions = [func(stubborn, name="stubborn")]
+sys.exit(process.main("load_test"))
+"""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ENV": "test",
+        "REDIS_URL": f"redis://localhost:{redis_server.port}",
+        "REDIS_PASSWORD": str(redis_server.password),
+        "WORKER_JOB_COMPLETION_WAIT": "0",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    )
+    await redis.enqueue_job("stubborn", _queue_name=LOAD_TEST)
+    await eventually(lambda: redis.exists("app:begun"))
+    process.terminate()
+    async with asyncio.timeout(STOP_MARGIN_S - 2):
+        said, _ = await process.communicate()
+    assert process.returncode == STUCK_EXIT_CODE
+    assert b"shut down" in said
 
 
 async def test_a_dead_child_ends_the_others_in_order(start: MakeService, redis: ArqRedis) -> None:
