@@ -1,4 +1,4 @@
-"""A worker's life: what its hooks raise, and a stop at any time, in good order and within its bounds."""
+"""A worker's life: a pulse that fails, and how it waits for a Redis that is away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.cron import CronJob
 
 from app.components.worker.runtime import Worker, health
-from tests.conftest import eventually
+from app.components.worker.runtime.scripts import RECONNECT
+from tests.conftest import eventually, free_port
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue
 
 # -- the pulse ---------------------------------------------------------------------------------------------------
@@ -57,3 +58,28 @@ async def test_a_pulse_that_ends_ends_the_worker(redis: ArqRedis, redis_server: 
             await worker.async_run()
     await worker.close()
     assert await health.read(redis, QUEUE) == []
+
+
+# -- Redis away --------------------------------------------------------------------------------------------------
+
+
+async def test_the_waits_for_redis_grow_and_differ(redis: ArqRedis, serve: MakeWorker) -> None:
+    """So that not all workers of a fleet come back at once."""
+    worker = await serve()
+    waits: list[float] = []
+
+    async def pause(wait_s: float) -> None:
+        waits.append(wait_s)
+        await asyncio.sleep(0.01)
+
+    worker._pause = pause
+    worker._wire._options["port"] = free_port()
+    worker._wire.close()
+    worker._listener.close()
+    worker._rouse()
+    await eventually(lambda: len(waits) >= 40)
+    first, late = waits[0], waits[5:]
+    assert 0 <= first <= RECONNECT.base
+    assert len(set(late)) == len(late)
+    assert RECONNECT.limit / 2 < max(late) <= RECONNECT.limit
+    assert min(late) < RECONNECT.limit / 2

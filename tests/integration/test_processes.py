@@ -236,6 +236,22 @@ async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, r
     assert [(await job.result(timeout=10, poll_delay=0.05))["seconds"] >= 4 for job in jobs] == [True] * 5
 
 
+async def test_the_lease_that_is_shipped(start: MakeService, redis: ArqRedis) -> None:
+    killed = await start("--queue", "load_test")
+    (job,) = await enqueue_slow(redis, 1, 2)
+    other = await start("--queue", "load_test")
+    await eventually(other.healthy)
+    for pid in [killed.process.pid, *killed.children().values()]:
+        os.kill(pid, signal.SIGKILL)
+
+    async def starts_again() -> bool:
+        return await redis.get(keys.RETRY + job.job_id) == b"1"
+
+    await eventually(starts_again, within_s=15)
+    assert (await job.result(timeout=5, poll_delay=0.05))["seconds"] >= 2
+    assert (await job.result_info()).job_try == 2
+
+
 async def test_a_job_that_outlives_the_pause_of_its_worker_ends_once(start: MakeService, redis: ArqRedis) -> None:
     """SIGSTOP is what a paused virtual machine looks like: time goes on, and the worker does not know."""
     paused = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
