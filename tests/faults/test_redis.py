@@ -15,7 +15,7 @@ from tests.faults.load import QUEUE
 
 ALWAYS = {"appendfsync": "always"}
 EVERYSEC = {"appendfsync": "everysec"}  # a killed process loses nothing that the kernel has
-SLOW_TO_LOAD = {"key-load-delay": "500", "loading-process-events-interval-bytes": "1024"}  # µs each, for tests alone
+SLOW_TO_LOAD = {"key-load-delay": "300", "loading-process-events-interval-bytes": "1024"}  # µs each, for tests alone
 COMES_BACK_S = 6  #: until all workers have noticed that Redis is back, by their back-off
 
 
@@ -39,7 +39,11 @@ async def test_redis_killed(arena: Arena) -> None:
 @pytest.mark.parametrize("arena", [ALWAYS | SLOW_TO_LOAD], indirect=True, ids=["slow to load"])
 async def test_redis_that_loads(arena: Arena) -> None:
     """It is there, and answers that it cannot serve yet."""
-    await arena.fleet.start(3, lease=5)
+    async with arena.redis.pipeline(transaction=False) as pipe:
+        for n in range(8000):
+            pipe.set("to be loaded", n)
+        await pipe.execute()
+    await arena.fleet.start(3, lease=8)
     loaded = False
 
     async def strike() -> None:
