@@ -46,6 +46,7 @@ _RULES = [
         ("WORKER_JOB_COMPLETION_WAIT", "[0-9]+", "a whole number of seconds, 0 or more"),
     )
 ]
+STOP_MARGIN_S = 12  #: between the end of a drain and Docker's kill, as app/core/config.py explains
 FORK_ROOM = 1.5  #: Redis's memory limit over its maxmemory: a save forks, and what changes meanwhile is there twice
 
 
@@ -173,10 +174,11 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         )
 
     wait, grace = (values.get(key, "") for key in ("WORKER_JOB_COMPLETION_WAIT", "WORKER_STOP_GRACE_SECONDS"))
-    if wait.isdecimal() and grace.isdecimal() and int(wait) >= int(grace):
+    if wait.isdecimal() and grace.isdecimal() and int(wait) + STOP_MARGIN_S > int(grace):
         problems.append(
-            f"WORKER_JOB_COMPLETION_WAIT={wait} has to be less than WORKER_STOP_GRACE_SECONDS={grace}, "
-            "or Docker kills a worker that still drains"
+            f"WORKER_JOB_COMPLETION_WAIT={wait} has to be less than WORKER_STOP_GRACE_SECONDS={grace} by "
+            f"{STOP_MARGIN_S} s, or Docker kills a worker that has yet to give jobs back and shut down: set "
+            f"WORKER_STOP_GRACE_SECONDS={int(wait) + STOP_MARGIN_S} or more"
         )
     limit, most = (size(values.get(key, "")) for key in ("REDIS_MEMORY_LIMIT", "REDIS_MAXMEMORY"))
     if limit is not None and most is not None and most * FORK_ROOM > limit:

@@ -26,6 +26,9 @@ IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"
 _ENV = os.environ.get("ENV", "dev")
 SECRETS = Path("/run/secrets") if IN_CONTAINER else ROOT / "secrets" / _ENV
 _KEY_CHARACTERS = 32
+#: Seconds after the drain: up to 10 for cancelled jobs to clean up and for what is left to reach Redis, the rest for
+#: the worker's own `shutdown`.
+STOP_MARGIN_S = 12
 _KEEPALIVE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
 
 _CONFIG = SettingsConfigDict(
@@ -135,7 +138,9 @@ class Settings(BaseSettings):
         30, description="drain: seconds that running jobs have to finish after SIGTERM"
     )
     WORKER_STOP_GRACE_SECONDS: PositiveInt = Field(
-        45, description="seconds from SIGTERM until Docker kills; longer than the drain"
+        45,
+        description=f"seconds from SIGTERM until Docker kills; at least {STOP_MARGIN_S} more than the drain, in which "
+        "jobs go back and `shutdown` runs",
     )
     WORKER_LEASE_SECONDS: PositiveInt = Field(
         12, ge=3, description="seconds until other workers claim the jobs of one that died"
@@ -168,10 +173,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         problems = []
-        if self.WORKER_JOB_COMPLETION_WAIT >= self.WORKER_STOP_GRACE_SECONDS:
+        least = self.WORKER_JOB_COMPLETION_WAIT + STOP_MARGIN_S
+        if least > self.WORKER_STOP_GRACE_SECONDS:
             problems.append(
                 f"WORKER_JOB_COMPLETION_WAIT={self.WORKER_JOB_COMPLETION_WAIT} must be less than "
-                f"WORKER_STOP_GRACE_SECONDS={self.WORKER_STOP_GRACE_SECONDS}, or Docker kills a worker that drains"
+                f"WORKER_STOP_GRACE_SECONDS={self.WORKER_STOP_GRACE_SECONDS} by {STOP_MARGIN_S} s, or Docker kills a "
+                f"worker that has yet to give jobs back and shut down: set WORKER_STOP_GRACE_SECONDS={least} or more"
             )
         if self.WORKER_RETRY_BACKOFF_SECONDS > self.WORKER_RETRY_BACKOFF_MAX_SECONDS:
             problems.append(

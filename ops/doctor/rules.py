@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from .. import capacity, configuration, envfile
-from ..configuration import FORK_ROOM, ROOT
+from ..configuration import FORK_ROOM, ROOT, STOP_MARGIN_S
 from .facts import Facts, service_of
 from .finding import Finding, fail, ok, warn
 
@@ -126,7 +126,7 @@ def drain(facts: Facts) -> Finding:
     for name in facts.workers:
         service = facts.model["services"][name]
         wait, grace = int(service["environment"]["WORKER_JOB_COMPLETION_WAIT"]), seconds(service["stop_grace_period"])
-        if wait >= grace:
+        if wait + STOP_MARGIN_S > grace:
             mend = f"WORKER_STOP_GRACE_SECONDS={wait + 15} in env/{facts.name}.env, and no stop_grace_period in a layer"
             return fail(f"{name} drains for {wait} s, and is killed after {grace:g} s", mend)
     return ok(f"{wait} s, killed after {grace:g} s" if facts.workers else "no workers")

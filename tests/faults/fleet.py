@@ -66,7 +66,8 @@ class Member:
     def in_order(self, code: int) -> bool:
         """Whether it may end with this code on SIGTERM, of which one dies that does not hear it yet, or any more."""
         deaf = not self.said("armed") or self.said("closed")
-        return self.stock or code == 0 or (deaf and code == -signal.SIGTERM)
+        shut_down = self.log.read_text(errors="replace").count("shut down") == 1
+        return self.stock or (code == 0 and shut_down) or (deaf and code == -signal.SIGTERM)
 
     def said(self, what: str) -> bool:
         return what in self.log.read_text(errors="replace")
@@ -87,6 +88,9 @@ class Fleet:
             "timeout": 30,
             "drain": 5,
             "hooks": 0,
+            "startup": 0,
+            "raises": "",
+            "socket_timeout": 1,
             "skew": 0,
             "stock": False,
             "blocked_exit": 120,
@@ -115,7 +119,7 @@ class Fleet:
             "ENV": "test",
             "REDIS_URL": f"redis://127.0.0.1:{port or self._port}",
             "REDIS_USERNAME": "default",  # of a server that asks for no password
-            "REDIS_SOCKET_TIMEOUT": "1",
+            "REDIS_SOCKET_TIMEOUT": str(given["socket_timeout"]),
             "REDIS_CONNECTION_TIMEOUT": "1",
         }
         with log.open("wb") as file:

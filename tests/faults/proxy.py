@@ -21,7 +21,7 @@ class Proxy:
         self.latency_s = 0.0
         self.cuts = {"request": 0, "reply": 0}  #: how many are to be cut in their middle, from now on
         self.cut = 0  #: how many were
-        self._target = target
+        self.target = target  #: of connections that are made from now on
         self._flows = asyncio.Event()
         self._flows.set()
         self._links: set[asyncio.Task[None]] = set()
@@ -35,6 +35,10 @@ class Proxy:
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
+
+    def cut_all(self) -> None:
+        for link in self._links:
+            link.cancel()
 
     def freeze(self) -> None:
         """Let connections stand, and be made, with nothing passing; what is on its way arrives after ``thaw``."""
@@ -51,7 +55,7 @@ class Proxy:
     async def _link(self, client: Streams) -> None:
         ends = [client[1]]
         try:
-            server = await asyncio.open_connection("127.0.0.1", self._target)
+            server = await asyncio.open_connection("127.0.0.1", self.target)
             ends.append(server[1])
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump("request", client[0], server[1]))

@@ -14,10 +14,12 @@ from tests.faults.harness import Arena
 from tests.faults.load import QUEUE
 
 ALWAYS = {"appendfsync": "always"}
+EVERYSEC = {"appendfsync": "everysec"}  # a killed process loses nothing that the kernel has
+SLOW_TO_LOAD = {"key-load-delay": "300", "loading-process-events-interval-bytes": "1024"}  # µs each, for tests alone
 COMES_BACK_S = 6  #: until all workers have noticed that Redis is back, by their back-off
 
 
-@pytest.mark.parametrize("arena", [ALWAYS], indirect=True, ids=["always"])
+@pytest.mark.parametrize("arena", [ALWAYS, EVERYSEC], indirect=True, ids=["always", "everysec"])
 async def test_redis_killed(arena: Arena) -> None:
     """Again and again, each time for less than a lease: nothing is lost, and nothing runs twice."""
     await arena.fleet.start(3, lease=5)
@@ -31,6 +33,50 @@ async def test_redis_killed(arena: Arena) -> None:
 
     taken = await arena.run(strike, every_s=0.5, drained_within_s=60)
     assert arena.fleet.faults
+    assert taken.repeats == 0
+
+
+@pytest.mark.parametrize("arena", [ALWAYS | SLOW_TO_LOAD], indirect=True, ids=["slow to load"])
+async def test_redis_that_loads(arena: Arena) -> None:
+    """It is there, and answers that it cannot serve yet."""
+    async with arena.redis.pipeline(transaction=False) as pipe:
+        for n in range(8000):
+            pipe.set("to be loaded", n)
+        await pipe.execute()
+    await arena.fleet.start(3, lease=8)
+    loaded = False
+
+    async def strike() -> None:
+        nonlocal loaded
+        if not loaded:
+            loaded = True
+            arena.fleet.faults += 1
+            arena.server.kill()
+            await arena.server.start()
+
+    taken = await arena.run(strike, drained_within_s=60)
+    assert loaded
+    assert any(member.said("is loading the dataset in memory") for member in arena.fleet.members)
+    assert taken.repeats == 0
+
+
+@pytest.mark.parametrize("arena", [ALWAYS], indirect=True, ids=["always"])
+async def test_redis_away_while_all_workers_live(arena: Arena) -> None:
+    """For longer than a lease: each renews its own before others claim, so that nothing runs twice."""
+    await arena.fleet.start(3)
+    gone = False
+
+    async def strike() -> None:
+        nonlocal gone
+        if not gone:
+            gone = True
+            arena.fleet.faults += 1
+            arena.server.kill()
+            await asyncio.sleep(LEASE_S * 1.2)
+            await arena.server.start()
+
+    taken = await arena.run(strike, every_s=0.3, drained_within_s=60)
+    assert gone
     assert taken.repeats == 0
 
 
@@ -62,8 +108,9 @@ async def test_redis_away_for_longer_than_a_lease(arena: Arena) -> None:
     assert taken.repeats <= 3 * 2 * SLOTS
 
 
-async def test_redis_full(arena: Arena) -> None:
-    """Producers are refused and wait; workers go on, since what they finish makes room."""
+@pytest.mark.parametrize("killed", [False, True], ids=["same workers", "a new worker"])
+async def test_redis_full(arena: Arena, killed: bool) -> None:
+    """Producers are refused and wait; workers go on, and one that starts as well: what they finish makes room."""
     await arena.fleet.start(2)
 
     async def is_empty() -> bool:
@@ -75,9 +122,12 @@ async def test_redis_full(arena: Arena) -> None:
         arena.fleet.faults += 1
         used = (await arena.redis.info("memory"))["used_memory"]
         await arena.redis.config_set("maxmemory", used * 9 // 10)
+        if killed and (member := arena.fleet.any()):
+            await arena.fleet.kill(member)
+            await arena.fleet.replace(member)
         await eventually(is_empty)
         await arena.redis.config_set("maxmemory", before)
 
-    taken = await arena.run(strike, exact_tries=True)
+    taken = await arena.run(strike, exact_tries=not killed)
     assert arena.fleet.faults
-    assert taken.repeats == 0
+    assert taken.repeats <= (arena.fleet.faults * SLOTS if killed else 0)

@@ -105,7 +105,10 @@ FUNCTIONS = [
 
 async def on_startup(ctx: Context) -> None:
     ctx["ledger"] = Redis(port=OPTIONS["ledger"])
-    await asyncio.sleep(OPTIONS["hooks"])  # long enough for a signal to fall into it
+    print("starting", flush=True)
+    if OPTIONS["raises"] == "startup":
+        raise ValueError("the start")
+    await asyncio.sleep(OPTIONS["startup"] or OPTIONS["hooks"])  # long enough for a signal to fall into it
     print("started", flush=True)
 
 
@@ -113,6 +116,9 @@ async def on_shutdown(ctx: Context) -> None:
     await asyncio.sleep(OPTIONS["hooks"])
     if "ledger" in ctx:
         await ctx["ledger"].aclose()
+    print("shut down", flush=True)
+    if OPTIONS["raises"]:
+        raise RuntimeError("the end")
 
 
 async def hook(ctx: Context) -> None:

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
 import pytest
-from arq import func
+from arq import cron, func
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job, JobStatus, serialize_job
 from arq.worker import JobExecutionFailed
 from redis.exceptions import OutOfMemoryError
 
-from app.components.worker.runtime import Backoff, dead, keys
+from app.components.worker.runtime import Backoff, Worker, dead, health, keys
 from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, fails, result, slow
@@ -215,21 +217,63 @@ async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker) -> None:
     assert await result(await enqueue(redis, "slow", 0.2)) == "slept"
 
 
-async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker) -> None:
-    """Producers are refused, workers are not: what they finish makes room."""
-    await serve()
+@asynccontextmanager
+async def full(redis: ArqRedis) -> AsyncIterator[list[Job]]:
+    """Jobs of a queue that is paused, and no memory for anything."""
     await redis.set(keys.paused(QUEUE), 1)
     jobs = [await enqueue(redis, "echo", n) for n in range(50)]
-    used = (await redis.info("memory"))["used_memory"]
     before = (await redis.config_get("maxmemory"))["maxmemory"]
-    await redis.config_set("maxmemory", used - 100_000)
+    await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(OutOfMemoryError):
             await enqueue(redis, "echo")
-        await redis.delete(keys.paused(QUEUE))
-        assert [await result(job) for job in jobs] == list(range(50))
+        yield jobs
     finally:
         await redis.config_set("maxmemory", before)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["connected", "connections lost"])
+async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker, lost: bool) -> None:
+    """Producers are refused, workers are not: what they finish makes room."""
+    worker = await serve()
+    async with full(redis) as jobs:
+        if lost:
+            await redis.client_pause(1000, all=False)  # so that claims are under way
+            worker._rouse()
+            await asyncio.sleep(0.1)
+            await redis.client_kill_filter(_type="normal", skipme=True)
+            await eventually(lambda: worker._failures)
+            await redis.client_unpause()
+        await redis.delete(keys.paused(QUEUE))
+        assert [await result(job) for job in jobs] == list(range(50))
+
+
+async def test_a_worker_that_starts_while_redis_is_full_drains_it(
+    redis: ArqRedis, redis_server: RedisSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its cron jobs have to wait, and nothing else."""
+    beats: list[float] = []
+    worker = Worker(
+        [echo],
+        cron_jobs=[cron(echo, name="waits", run_at_startup=True)],
+        queue_name=QUEUE,
+        redis_settings=redis_server,
+        replica="late",
+        handle_signals=False,
+        on_beat=lambda: beats.append(monotonic()),
+    )
+    async with full(redis) as jobs:
+        task = asyncio.create_task(worker.async_run())
+        await eventually(lambda: len(beats) > 1)
+        await redis.delete(keys.paused(QUEUE))
+        assert [await result(job) for job in jobs] == list(range(50))
+        assert [replica["state"] for replica in await health.read(redis, QUEUE)] == ["running"]
+        assert caplog.text.count("cron jobs wait for Redis (") == 1
+        assert worker.jobs_complete == 50
+    await eventually(lambda: worker.jobs_complete == 51)
+    worker.handle_sig(signal.SIGTERM)
+    await task
+    await worker.close()
 
 
 async def test_a_redis_that_refuses_writes_is_waited_for(redis: ArqRedis, serve: MakeWorker) -> None:

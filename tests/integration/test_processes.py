@@ -16,7 +16,9 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
+from app.components.worker.process import STUCK_EXIT_CODE
 from app.components.worker.runtime import health, keys
+from app.core.config import STOP_MARGIN_S
 from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
 
@@ -137,7 +139,7 @@ async def test_sigterm_lets_running_jobs_finish(start: MakeService, redis: ArqRe
 
 
 async def test_what_does_not_finish_in_time_goes_back_with_its_try(start: MakeService, redis: ArqRedis) -> None:
-    service = await start("--queue", "load_test", WORKER_JOB_COMPLETION_WAIT="1", WORKER_STOP_GRACE_SECONDS="5")
+    service = await start("--queue", "load_test", WORKER_JOB_COMPLETION_WAIT="1", WORKER_STOP_GRACE_SECONDS="13")
     await enqueue_slow(redis, 3, 60)
     stopped = monotonic()
     service.process.terminate()
@@ -157,6 +159,43 @@ async def test_a_second_ctrl_c_does_not_wait(start: MakeService, redis: ArqRedis
     service.process.send_signal(signal.SIGINT)
     assert await service.ends(within_s=5) == 0
     assert await redis.zcard(LOAD_TEST) == 1
+
+
+async def test_a_job_that_passes_over_its_cancellation_holds_up_no_stop(
+    redis_server: RedisSettings, redis: ArqRedis
+) -> None:
+    code = """
+import asyncio, contextlib, sys
+from arq.worker import func
+from app.components.worker import custom, process, queues
+async def stubborn(ctx):
+    await ctx["redis"].set("app:begun", 1)
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+async def shutdown(self):
+    print("shut down")
+custom.CustomWorker.shutdown = shutdown
+queues.load("load_test").functions = [func(stubborn, name="stubborn")]
+sys.exit(process.main("load_test"))
+"""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ENV": "test",
+        "REDIS_URL": f"redis://localhost:{redis_server.port}",
+        "REDIS_PASSWORD": str(redis_server.password),
+        "WORKER_JOB_COMPLETION_WAIT": "0",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    )
+    await redis.enqueue_job("stubborn", _queue_name=LOAD_TEST)
+    await eventually(lambda: redis.exists("app:begun"))
+    process.terminate()
+    async with asyncio.timeout(STOP_MARGIN_S - 2):
+        said, _ = await process.communicate()
+    assert process.returncode == STUCK_EXIT_CODE
+    assert b"shut down" in said
 
 
 async def test_a_dead_child_ends_the_others_in_order(start: MakeService, redis: ArqRedis) -> None:
@@ -195,6 +234,22 @@ async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, r
     await eventually(start_again, within_s=8)
     assert monotonic() - died < 3 + 1.5
     assert [(await job.result(timeout=10, poll_delay=0.05))["seconds"] >= 4 for job in jobs] == [True] * 5
+
+
+async def test_the_lease_that_is_shipped(start: MakeService, redis: ArqRedis) -> None:
+    killed = await start("--queue", "load_test")
+    (job,) = await enqueue_slow(redis, 1, 2)
+    other = await start("--queue", "load_test")
+    await eventually(other.healthy)
+    for pid in [killed.process.pid, *killed.children().values()]:
+        os.kill(pid, signal.SIGKILL)
+
+    async def starts_again() -> bool:
+        return await redis.get(keys.RETRY + job.job_id) == b"1"
+
+    await eventually(starts_again, within_s=15)
+    assert (await job.result(timeout=5, poll_delay=0.05))["seconds"] >= 2
+    assert (await job.result_info()).job_try == 2
 
 
 async def test_a_job_that_outlives_the_pause_of_its_worker_ends_once(start: MakeService, redis: ArqRedis) -> None:

@@ -18,6 +18,7 @@ from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many
 from app.components.worker.runtime.scripts import Scripts
 from app.components.worker.runtime.wake import ENOUGH, Listener
 from app.components.worker.runtime.wire import Wire
+from app.components.worker.runtime.worker import IDLE_LOOK_S
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result, slow
 
@@ -31,6 +32,28 @@ async def test_an_idle_worker_is_told_of_a_job_at_once(redis: ArqRedis, serve: M
         asked = time.time()
         waits.append(await result(await enqueue(redis, "now")) - asked)
     assert sorted(waits)[10] < 0.05
+
+
+async def test_a_worker_that_is_busy_with_one_job_is_told_of_the_next(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve(max_jobs=10)
+    await enqueue(redis, "slow", 60)
+    await eventually(lambda: worker.tasks)
+    waits = []
+    for _ in range(20):
+        asked = time.time()
+        waits.append(await result(await enqueue(redis, "now")) - asked)
+    assert sorted(waits)[10] < 0.05
+    assert len(worker.tasks) == 1
+
+
+async def test_events_that_cease_cost_no_more_than_a_slow_look(redis: ArqRedis, serve: MakeWorker) -> None:
+    """They were proved, and the worker idles: nothing tells it that it hears no more."""
+    worker = await serve(poll_delay=0.5)
+    await parked(worker)
+    async with no_messages(redis):
+        for _ in range(2):
+            asked = time.time()
+            assert await result(await enqueue(redis, "now"), within_s=8) - asked < IDLE_LOOK_S + 0.5
 
 
 async def test_a_deferred_job_starts_when_it_is_due(redis: ArqRedis, serve: MakeWorker) -> None:

@@ -243,7 +243,7 @@ PULLED = {"redis:8": {"Config": {"Labels": None}, "RepoDigests": ["redis@sha256:
         case(rules.published_ports, "ok", "redis 127.0.0.1:6379"),
         case(rules.published_ports, "fail", "8080", model=service([{"published": "8080"}], "ports")),
         case(rules.drain, "ok", "30 s, killed after 45 s"),
-        case(rules.drain, "fail", "killed after 20 s", model=service("20s", "stop_grace_period")),
+        case(rules.drain, "fail", "killed after 40 s", model=service("40s", "stop_grace_period")),
         case(rules.redis_memory_limit, "ok", "maxmemory 512 MiB, limit 1024 MiB"),
         case(
             rules.redis_memory_limit, "fail", "a save has no room",

@@ -11,10 +11,13 @@ from pydantic import ValidationError
 
 from app.components.worker import queues
 from app.components.worker.queues import configured
+from app.components.worker.runtime import keeper, worker
+from app.core import config
 from app.core.config import QueueOverrides, Settings
 from app.core.redis import create_pool
 from app.core.serializer import Serializer
 from docs import generate
+from ops import configuration
 from tests.conftest import ROOT
 
 BASE = generate.values("base")
@@ -140,8 +143,9 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: py
         ({"REDIS_URL": "redis://h/2"}, "REDIS_URL names database 2 but REDIS_DB=0"),
         (
             {"WORKER_JOB_COMPLETION_WAIT": 60},
-            "WORKER_JOB_COMPLETION_WAIT=60 must be less than WORKER_STOP_GRACE_SECONDS=45",
+            "WORKER_JOB_COMPLETION_WAIT=60 must be less than WORKER_STOP_GRACE_SECONDS=45 by 12 s",
         ),
+        ({"WORKER_JOB_COMPLETION_WAIT": 34}, "set WORKER_STOP_GRACE_SECONDS=46 or more"),
         ({"REDIS_SOCKET_KEEPALIVE_OPTIONS": {"1": 3}}, "TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT"),
         ({"REDIS_SSL_CA_CERTS": "/nope.crt"}, "REDIS_SSL_CA_CERTS=/nope.crt: there is no such file"),
         ({"WORKER_MAX_TRIES": 0}, "WORKER_MAX_TRIES"),
@@ -151,6 +155,13 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: py
 )
 def test_what_cannot_work_is_said(values: dict[str, object], said: str) -> None:
     assert said in problems(**values)
+
+
+def test_what_comes_after_a_drain_fits_into_its_margin() -> None:
+    settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + config.STOP_MARGIN_S)
+    most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + worker.FORGET_S
+    assert worker.CANCEL_WAIT_S < worker.GIVE_BACK_S
+    assert most + 2 <= config.STOP_MARGIN_S == configuration.STOP_MARGIN_S
 
 
 def test_all_problems_are_said_at_once() -> None:

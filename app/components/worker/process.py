@@ -26,6 +26,7 @@ from app.core import log
 from app.core.config import IN_CONTAINER
 from app.core.redis import check, explain
 
+STUCK_EXIT_CODE = 71  #: a stop left jobs behind that did not end; their leases lapse
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,11 +42,14 @@ async def serve(queue: str, number: int) -> None:
     )
     try:
         await check(worker.pool)
-        # A second signal while `startup` runs cancels it: that is an order, not a fault.
+        # A signal cancels `startup`, or what still waits for Redis after the drain: that is an order, not a fault.
         with contextlib.suppress(asyncio.CancelledError):
             await worker.async_run()
     finally:
         await worker.close()
+    if worker.tasks:  # jobs that pass over their cancellation, for which asyncio would wait
+        logging.shutdown()
+        os._exit(STUCK_EXIT_CODE)
 
 
 def main(queue: str, number: str = "1") -> int:

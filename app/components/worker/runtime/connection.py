@@ -5,21 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, ReadOnlyError
 
 SOCKET_TIMEOUT_S = 10.0  #: arq's own pool has none, and waits for ever on a connection that leads nowhere
 
 
 class _Translated:
+    """Mixed into a pool's connection class, which is of that pool alone."""
+
+    _age = 0  #: of the pool: one more each time that its server turns out to be a replica
+    _born = 0  #: the pool's age when this connection was made
+
+    async def connect(self) -> None:
+        """Called also when a connection is taken from the pool: after a failover, one that stays open leads to what was
+        the master."""
+        if self._born < self._age:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            self._born = self._age
+        await super().connect()  # type: ignore[misc]
+
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         try:
             await super().send_packed_command(*args, **options)  # type: ignore[misc]
         except RuntimeError as error:  # uvloop's word for a transport that was closed
             raise ConnectionError(str(error)) from error
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # type: ignore[misc]
+        except ReadOnlyError:  # not closed at once: more replies of a pipeline may follow
+            if self._born == self._age:
+                type(self)._age += 1
+            raise
+
 
 async def prepare(pool: ConnectionPool) -> None:
-    """Have a pool's connections time out, and fail as others do; those that it has and nobody uses are closed."""
+    """Have a pool's connections time out, fail as others do, and follow the master after a failover; those that it has
+    and nobody uses are closed."""
     base = pool.connection_class
     if issubclass(base, _Translated):
         return

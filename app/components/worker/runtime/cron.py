@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -11,7 +12,9 @@ from arq.jobs import serialize_job
 from arq.utils import timestamp_ms, to_unix_ms
 
 from . import keys
-from .scripts import Script
+from .scripts import UNAVAILABLE, Script
+
+logger = logging.getLogger(__name__)
 
 #: Replicas that start within so many seconds of the first have one start, of which ``run_at_startup`` makes one run.
 ONE_START_S = 60
@@ -30,13 +33,17 @@ class Cron:
     async def enqueue_due(self, now: datetime, ahead: timedelta) -> None:
         """Enqueue the runs of up to so far ahead. Of those missed while Redis is away, one is made up for."""
         for job in self._jobs:
-            if job.next_run is None:
-                if job.run_at_startup:
-                    await self._enqueue(job, now, starts=True)
-                job.calculate_next(now)
-            elif job.next_run < now + ahead:
-                await self._enqueue(job, job.next_run)
-                job.calculate_next(max(job.next_run, now))
+            at, starts = job.next_run or now, job.next_run is None
+            if at >= now + ahead:
+                continue
+            try:
+                if job.run_at_startup or not starts:
+                    await self._enqueue(job, at, starts=starts)
+            except UNAVAILABLE:
+                raise  # it is tried again
+            except Exception:
+                logger.exception("cron job %s cannot be enqueued", job.name)
+            job.calculate_next(max(at, now))
 
     async def _enqueue(self, job: CronJob, at: datetime, *, starts: bool = False) -> None:
         if not job.unique:

@@ -9,6 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from . import keys
+from .scripts import Script
 
 FORGET_AFTER_S = 3600  #: a replica not seen for so long leaves the registry
 RECORDS_PER_LIFE = 3  #: a replica that misses this many records is taken for dead
@@ -21,12 +22,16 @@ async def record(
 
     Others rely on its ``state``, "running" while it claims jobs, and on its ``functions``, the names of those it knows.
     """
-    async with redis.pipeline(transaction=True) as pipe:
-        life_ms = int(interval_s * RECORDS_PER_LIFE * 1000)
-        pipe.set(keys.health(queue_name, replica), json.dumps(state), px=life_ms)
-        pipe.zadd(keys.replicas(queue_name), {replica: now_ms})
-        pipe.zremrangebyscore(keys.replicas(queue_name), "-inf", now_ms - FORGET_AFTER_S * 1000)
-        await pipe.execute()
+    await Script(redis.execute_command, "record")(
+        keys=[keys.health(queue_name, replica), keys.replicas(queue_name)],
+        args=[
+            replica,
+            json.dumps(state),
+            now_ms,
+            int(interval_s * RECORDS_PER_LIFE * 1000),
+            FORGET_AFTER_S * 1000,
+        ],
+    )
 
 
 async def forget(redis: Redis, queue_name: str, replica: str) -> None:

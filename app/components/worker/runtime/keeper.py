@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 RETRY_S = 0.5
 RENEWALS_PER_LEASE = 3
+JOIN_S = 0.5  #: a thread that waits for Redis ends by itself, later
 BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 
 
@@ -79,7 +80,7 @@ class Keeper:
     async def stop(self) -> None:
         if self._thread.is_alive():
             self._own_loop.call_soon_threadsafe(self._stopping.set)
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, JOIN_S)
         if self._turn:
             self._turn.cancel()
 

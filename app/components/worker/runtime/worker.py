@@ -44,9 +44,11 @@ logger = logging.getLogger(__name__)
 
 PULSE_S = 0.5  #: between two looks at health and cron jobs
 BEAT_EVERY_S = 1.0
+# After the drain, all of them together less than the `STOP_MARGIN_S` of the app's configuration:
+LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
 CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
-STORE_WAIT_S = 5.0  #: what the last ends have to be stored before the process ends without them
-LAST_RING_S = 1.0  #: at the end, to have another worker look and listen
+GIVE_BACK_S = 7.0  #: of which the last ends have the rest to be stored before the process ends without them
+FORGET_S = 1.0  #: what Redis has to take us out of the registry
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
 SOON_S = 0.05  #: what is due by then is waited for here, since a claim that waits in Redis takes one job only
@@ -121,6 +123,8 @@ class Worker(JobRunner):
 
     async def main(self) -> None:
         """Serve the queue until a signal, or in burst mode until no job is due."""
+        if self._stop_at is not None:  # a signal came before its time
+            return
         if self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
@@ -160,7 +164,7 @@ class Worker(JobRunner):
         self._running = True
         logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
         try:
-            await self._serve()
+            await self._serve(pulse)
         finally:
             pulse.cancel()
             await asyncio.gather(pulse, return_exceptions=True)
@@ -183,17 +187,26 @@ class Worker(JobRunner):
             if self._running:
                 await self._give_back()
                 with contextlib.suppress(*UNAVAILABLE):
-                    await health.forget(self.pool, self.queue_name, self.replica)
+                    async with asyncio.timeout(FORGET_S):
+                        await health.forget(self.pool, self.queue_name, self.replica)
         finally:
-            await self.shutdown()
-            await self.pool.aclose(close_connection_pool=True)
-            self._pool = None
+            try:
+                await self.shutdown()
+            except Exception:
+                logger.exception("shutdown raised")
+                if self._running:  # else that may come of a start that failed, which then is what counts
+                    raise
+            finally:
+                with contextlib.suppress(*UNAVAILABLE):
+                    await self.pool.aclose(close_connection_pool=True)
+                self._pool = None
         if self._running:
             counts = (self.jobs_complete, self.jobs_failed, self.jobs_retried)
             logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
 
     async def _give_back(self) -> None:
         self._stop_at = self._stop_at or monotonic()
+        over_at = monotonic() + GIVE_BACK_S
         if self.tasks:
             logger.warning("%d jobs go back to the queue: %s", len(self.tasks), ", ".join(self.tasks))
             for job_id in self.tasks:
@@ -204,17 +217,20 @@ class Worker(JobRunner):
                 task.cancel()
             if stuck:
                 await asyncio.wait(stuck, timeout=1)
-        if not await self._commits.flush(STORE_WAIT_S):
+        if not await self._commits.flush(over_at - monotonic()):
             logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
         await self._commits.close()
         if self._hooks:
-            await asyncio.wait(self._hooks, timeout=CANCEL_WAIT_S)
+            await asyncio.wait(self._hooks, timeout=max(0, over_at - monotonic()))
         await self._keeper.stop()
         self._listener.close()
         self._wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
-        """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once."""
+        """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once.
+
+        While ``startup`` runs, each cancels that.
+        """
         if self._stop_at is None:
             self.allow_pick_jobs = False
             self._stop_at = monotonic() + self._job_completion_wait
@@ -224,20 +240,24 @@ class Worker(JobRunner):
                 self.on_stop(signum)
         else:
             self._stop_at = monotonic()
-            if not self._running and self.main_task:
-                self.main_task.cancel()
         if self._running:
             self._look_now()
+        if self.main_task:
+            # Once it serves it ends by itself, unless Redis leaves it without an answer.
+            wait_s = self._stop_at - monotonic() + LAST_CALL_S if self._running else 0
+            self.loop.call_later(wait_s, self.main_task.cancel)
 
     handle_sig_wait_for_completion = handle_sig
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, pulse: asyncio.Task[None]) -> None:
         answered = monotonic()
         while not self._is_over():
             self._commits.check()
             self._keeper.check()
+            if pulse.done():
+                pulse.result()
             try:
                 if self._failures:
                     await self._return(monotonic() - answered)
@@ -249,13 +269,13 @@ class Worker(JobRunner):
                 self._stated = None
                 wait_s = RECONNECT.delay(self._failures)
                 logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
-                await asyncio.sleep(wait_s)
+                await self._pause(wait_s)
                 continue
             self._failures, answered = 0, monotonic()
             if not (self._is_over() or self._idle_s):
                 await self._nap(wait_s)
         with contextlib.suppress(*UNAVAILABLE):
-            async with asyncio.timeout(LAST_RING_S):
+            async with asyncio.timeout(LAST_CALL_S):
                 await self._listener.unlisten()
                 await self._listener.ring()  # others may not know what falls due
 
@@ -265,7 +285,7 @@ class Worker(JobRunner):
         await self._scripts.recall([run.claim.lease for run in self._runs.values()])
         self._peers.doubt()
         if away_s > self.lease_s / 2:
-            await asyncio.sleep(OTHERS_FIRST_S)
+            await self._pause(OTHERS_FIRST_S)
 
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
@@ -346,6 +366,12 @@ class Worker(JobRunner):
             await asyncio.sleep(0)  # jobs that can end now do, and their slots are claimed for together
         self._wake.clear()
 
+    async def _pause(self, wait_s: float) -> None:
+        """Wait for so long, or until all is over."""
+        until = monotonic() + wait_s
+        while (left_s := until - monotonic()) > 0 and not self._is_over():
+            await self._nap(left_s)
+
     def _is_over(self) -> bool:
         if self._stop_at is not None:
             return not self.tasks or monotonic() >= self._stop_at
@@ -407,20 +433,31 @@ class Worker(JobRunner):
                 run.interrupt(Cause.ABORT)
 
     async def _pulse(self) -> None:
+        said = ""
         while not cancelled():
             try:
-                await self.heart_beat()
-                if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
-                    await self.pool.ping()
-                    self.on_beat()
-                    self._last_beat = monotonic()
+                await self.record_health()
+                await self._beat()
                 if self.allow_abort_jobs and self.tasks:
                     await self._interrupt_aborted()
-            except UNAVAILABLE:
-                pass  # the main loop says so
+                await self.heart_beat()  # last, since of all this a full Redis refuses cron jobs alone
+                said = ""
+            except UNAVAILABLE as error:
+                if said != str(error) and not self._failures:  # of which the main loop tells
+                    logger.warning("health, aborts and cron jobs wait for Redis (%s)", error or type(error).__name__)
+                said = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), PULSE_S)
             self._urgent.clear()
+
+    async def _beat(self) -> None:
+        if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
+            await self.pool.ping()
+            self._last_beat = monotonic()
+            try:
+                self.on_beat()
+            except Exception:  # whoever waits for the beat acts; jobs are none the worse for it
+                logger.exception("on_beat raised")
 
     async def record_health(self) -> None:
         """Write this replica's record, every ``health_check_interval`` seconds and when a drain begins."""

@@ -1,0 +1,17 @@
+#!lua flags=allow-oom
+--[[
+  Write a replica's health record, and enter the replica in its queue's registry. It runs also when memory is full:
+  without it a worker that starts would claim nothing, and claimed jobs make room.
+
+  KEYS[1]  the record
+  KEYS[2]  registry, sorted set: replicas by the time in ms at which each was last seen
+
+  ARGV[1]  replica
+  ARGV[2]  its state
+  ARGV[3]  now, ms
+  ARGV[4]  ms that the record lives
+  ARGV[5]  ms after which a replica that is not seen leaves the registry
+]]
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3] - ARGV[5])

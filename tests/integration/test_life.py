@@ -1,0 +1,85 @@
+"""A worker's life: a pulse that fails, and how it waits for a Redis that is away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from arq import cron
+from arq.connections import ArqRedis, RedisSettings
+from arq.cron import CronJob
+
+from app.components.worker.runtime import Worker, health
+from app.components.worker.runtime.scripts import RECONNECT
+from tests.conftest import eventually, free_port
+from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue
+
+# -- the pulse ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+async def test_a_beat_that_fails_is_logged_and_all_else_goes_on(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    def on_beat() -> None:
+        raise error("no room for a beat")
+
+    worker = await serve(on_beat=on_beat)
+    await eventually(lambda: caplog.text.count("no room for a beat") > 1)
+    job = await enqueue(redis, "slow", 60)
+    await eventually(lambda: worker.tasks)
+    assert await job.abort(timeout=3, poll_delay=0.01)
+
+
+async def test_a_cron_job_that_cannot_be_enqueued_holds_up_no_other(
+    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def dumps(job: dict[str, Any]) -> bytes:
+        if job["f"] == "bad":
+            raise ValueError("cannot be written")
+        return b"x"
+
+    every_second: dict[str, Any] = {"second": set(range(60))}
+    jobs: list[CronJob] = [cron(echo, name=name, **every_second) for name in ("bad", "good")]
+    worker = await serve(functions=[], cron_jobs=jobs, job_serializer=dumps)
+    await eventually(lambda: worker.jobs_failed > 1)
+    assert 1 <= caplog.text.count("cron job bad") <= worker.jobs_failed + 2, "once for each run"
+
+
+async def test_a_pulse_that_ends_ends_the_worker(redis: ArqRedis, redis_server: RedisSettings) -> None:
+    class Broken(Worker):
+        async def heart_beat(self) -> None:
+            raise KeyError("whatever it is")
+
+    worker = Broken([echo], queue_name=QUEUE, redis_settings=redis_server, handle_signals=False, poll_delay=0.1)
+    with pytest.raises(KeyError, match="whatever it is"):
+        async with asyncio.timeout(8):
+            await worker.async_run()
+    await worker.close()
+    assert await health.read(redis, QUEUE) == []
+
+
+# -- Redis away --------------------------------------------------------------------------------------------------
+
+
+async def test_the_waits_for_redis_grow_and_differ(redis: ArqRedis, serve: MakeWorker) -> None:
+    """So that not all workers of a fleet come back at once."""
+    worker = await serve()
+    waits: list[float] = []
+
+    async def pause(wait_s: float) -> None:
+        waits.append(wait_s)
+        await asyncio.sleep(0.01)
+
+    worker._pause = pause
+    worker._wire._options["port"] = free_port()
+    worker._wire.close()
+    worker._listener.close()
+    worker._rouse()
+    await eventually(lambda: len(waits) >= 40)
+    first, late = waits[0], waits[5:]
+    assert 0 <= first <= RECONNECT.base
+    assert len(set(late)) == len(late)
+    assert RECONNECT.limit / 2 < max(late) <= RECONNECT.limit
+    assert min(late) < RECONNECT.limit / 2
