@@ -12,7 +12,7 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
-from app.components.worker.runtime import Worker
+from app.components.worker.runtime import Worker, dead, keys
 from tests.conftest import eventually
 
 QUEUE = "arq:queue:test"
@@ -87,3 +87,14 @@ async def enqueue(redis: ArqRedis, name: str, *args: Any, **options: Any) -> Job
 
 async def result(job: Job, within_s: float = 10) -> Any:
     return await job.result(timeout=within_s, poll_delay=0.01)
+
+
+async def letter(redis: ArqRedis, job_id: str) -> dict[str, Any]:
+    """Return a job's dead letter, once it is there."""
+
+    async def died() -> bool:
+        return await redis.zscore(keys.dead(QUEUE), job_id) is not None
+
+    await eventually(died)
+    (found,) = await dead.read(redis, QUEUE, [job_id])
+    return found

@@ -72,7 +72,20 @@ class JobRunner(arq.worker.Worker):
         """Called whenever Redis has taken how a job ended."""
 
     async def _carry(self, run: Run) -> None:
-        """Carry a claimed job to its end, or back to its queue."""
+        """Carry a claimed job to its end, or back to its queue; whatever else goes wrong on the way ends it as well."""
+        try:
+            await self._carry_out(run)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            logger.critical("ended outside its bounds", exc_info=error)
+            if not run.settling:
+                self._settle_end(run, Ended(False, error, "failed"))
+        finally:
+            if not run.settling:  # or its lease would be renewed for ever
+                self._forget(run)
+
+    async def _carry_out(self, run: Run) -> None:
         claim = run.claim
         run.started_ms = timestamp_ms()
         try:
@@ -96,7 +109,6 @@ class JobRunner(arq.worker.Worker):
         }
         outcome = await self._try(run, function, ctx)
         if outcome is None:
-            self._forget(run)
             return
         if self.on_job_end:
             try:
@@ -145,8 +157,8 @@ class JobRunner(arq.worker.Worker):
             timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
             result = await function.coroutine(ctx, *job.args, **job.kwargs)
             return Ended(True, result)
-        except (Exception, asyncio.CancelledError) as raised:
-            error: BaseException = raised
+        except BaseException as raised:  # SystemExit, say, would end the loop
+            error = raised
         finally:
             run.interruptible = False
             if timer:
@@ -273,5 +285,7 @@ class JobRunner(arq.worker.Worker):
         """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""
         try:
             await getattr(self, name)(ctx)
-        except Exception:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
             logger.exception("%s raised", name)

@@ -1,0 +1,93 @@
+"""How a job ends whatever its code raises, whatever others wrote into Redis, and whatever has expired meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.jobs import SerializationError
+
+from app.components.worker.runtime import health, keys
+from app.components.worker.runtime.peers import Peers
+from tests.conftest import eventually
+from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
+
+
+class Panic(BaseException):
+    """As pyo3 raises it where Rust panics."""
+
+
+async def panics(ctx: dict[Any, Any]) -> None:
+    raise Panic("index out of bounds")
+
+
+async def closes(ctx: dict[Any, Any]) -> None:
+    raise GeneratorExit
+
+
+async def exits(ctx: dict[Any, Any]) -> None:
+    sys.exit(3)
+
+
+async def interrupts(ctx: dict[Any, Any]) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        (panics, "Panic('index out of bounds')"),
+        (closes, "GeneratorExit()"),
+        (exits, "SystemExit(3)"),
+        (interrupts, "KeyboardInterrupt()"),
+    ],
+)
+async def test_what_is_no_exception_is_a_failure_of_its_job(
+    redis: ArqRedis, serve: MakeWorker, task: Any, error: str
+) -> None:
+    worker = await serve(functions=[task, echo], max_jobs=1)
+    job = await enqueue(redis, task.__name__)
+    found = await letter(redis, job.job_id)
+    assert (found["reason"], found["error"]) == ("failed", error)
+    assert "test_ends.py" in found["traceback"]
+    with pytest.raises(SerializationError):  # what arq makes of an error that it would not raise
+        await result(job)
+    assert await result(await enqueue(redis, "echo", 1)) == 1
+    assert (worker._runs, worker.jobs_failed) == ({}, 1)
+
+
+@pytest.mark.parametrize("hook", ["on_job_start", "on_job_end", "after_job_end"])
+async def test_a_hook_that_would_end_the_process_changes_nothing(redis: ArqRedis, serve: MakeWorker, hook: str) -> None:
+    worker = await serve(**{hook: exits})
+    assert await result(await enqueue(redis, "echo", 1)) == 1
+    assert await result(await enqueue(redis, "echo", 2)) == 2
+    await eventually(lambda: not worker._hooks)
+    assert not worker.main_task.done()
+
+
+@pytest.mark.parametrize("record", [b"{", b"\xff", b"[" * 100_000, b"7", b'{"state": "running", "functions": 7}'])
+async def test_a_health_record_that_cannot_be_read_says_nothing(
+    redis: ArqRedis, serve: MakeWorker, record: bytes
+) -> None:
+    worker = await serve()
+    await redis.zadd(keys.replicas(QUEUE), {"odd": 9e15})
+    await redis.set(keys.health(QUEUE, "odd"), record)
+    job = await enqueue(redis, "nobody_knows")
+    assert (await letter(redis, job.job_id))["reason"] == "unknown function"
+    assert [replica["replica"] for replica in await health.read(redis, QUEUE)] == ["odd", worker.replica]
+
+
+async def test_an_error_of_our_own_ends_the_job(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def know(self: Peers, function: str) -> bool:
+        raise RuntimeError("a fault in the runtime")
+
+    monkeypatch.setattr(Peers, "know", know)
+    worker = await serve(max_jobs=1)
+    job = await enqueue(redis, "nobody_knows")
+    assert (await letter(redis, job.job_id))["error"] == "RuntimeError('a fault in the runtime')"
+    assert await result(await enqueue(redis, "echo", 1)) == 1
+    await eventually(lambda: not worker._runs)
