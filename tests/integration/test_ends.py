@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
-from arq.jobs import SerializationError
+from arq.jobs import Job, SerializationError
+from arq.worker import JobExecutionFailed
 
-from app.components.worker.runtime import health, keys
+from app.components.worker.runtime import Backoff, dead, health, keys
 from app.components.worker.runtime.peers import Peers
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
@@ -91,3 +94,53 @@ async def test_an_error_of_our_own_ends_the_job(
     assert (await letter(redis, job.job_id))["error"] == "RuntimeError('a fault in the runtime')"
     assert await result(await enqueue(redis, "echo", 1)) == 1
     await eventually(lambda: not worker._runs)
+
+
+async def fails_late(ctx: dict[Any, Any], seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    raise ValueError("too late")
+
+
+async def expiring(redis: ArqRedis, name: str, *args: Any) -> tuple[Job, bytes]:
+    """Enqueue a job that may begin for a fifth of a second; return it and its payload."""
+    job = await enqueue(redis, name, *args, _expires=0.2)
+    payload = await redis.get(keys.JOB + job.job_id)
+    assert payload is not None
+    return job, payload
+
+
+async def test_a_letter_has_the_payload_that_expired_while_the_job_ran(redis: ArqRedis, serve: MakeWorker) -> None:
+    await serve(functions=[fails_late])
+    job, payload = await expiring(redis, "fails_late", 0.4)
+    assert (await letter(redis, job.job_id))["payload"] == payload
+    assert await dead.revive(redis, QUEUE, [job.job_id]) == [job.job_id]
+    with pytest.raises(ValueError, match="too late"):
+        await result(job)
+
+
+async def test_a_job_that_expired_while_it_ran_is_not_tried_again(redis: ArqRedis, serve: MakeWorker) -> None:
+    ended = []
+
+    async def after(ctx: dict[Any, Any]) -> None:
+        ended.append(ctx["job_id"])
+
+    worker = await serve(functions=[fails_late, echo], backoff=Backoff(0.01, 0.01), max_jobs=1, after_job_end=after)
+    job, payload = await expiring(redis, "fails_late", 0.4)
+    found = await letter(redis, job.job_id)
+    assert (found["reason"], found["payload"], found["tries"]) == ("expired", payload, 1)
+    assert 'raise ValueError("too late")' in found["traceback"]
+    with pytest.raises(JobExecutionFailed, match="job expired"):
+        await result(job)
+    assert await result(await enqueue(redis, "echo", 1)) == 1
+    await eventually(lambda: not worker._runs and len(ended) == 2)
+    assert await redis.exists(QUEUE, keys.leases(QUEUE), keys.RETRY + job.job_id) == 0
+
+
+async def test_a_job_that_expired_while_it_ran_is_not_given_back(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker = await serve()
+    job, payload = await expiring(redis, "slow", 60)
+    await asyncio.sleep(0.4)
+    worker.handle_sig(signal.SIGTERM)
+    await worker.close()
+    found = await letter(redis, job.job_id)
+    assert (found["reason"], found["payload"], found["function"]) == ("expired", payload, "slow")

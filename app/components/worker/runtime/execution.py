@@ -57,6 +57,7 @@ class Run:
     function: Function | CronJob | None = None
     started_ms: int = 0
     task: asyncio.Task[None] | None = None
+    error: BaseException | None = None  #: that ended its try
     interruptible: bool = True  #: until the job's own code has ended
     settling: bool = False  #: its end is on its way to Redis
     cause: Cause | None = None
@@ -69,12 +70,20 @@ class Run:
 
 
 class Refusal(Exception):
-    """A job is not run: ``error`` becomes its result, ``reason`` stands in its dead letter."""
+    """A job is not run, but ends: ``error`` becomes its result, ``reason`` stands in its dead letter."""
 
     def __init__(self, reason: str, error: BaseException) -> None:
         super().__init__(str(error))
-        self.reason = reason
-        self.error = error
+        self.end = Ended(False, error, reason)
+
+
+class Expired(Refusal):
+    """A job is not run, or not again: its payload's time to live has passed."""
+
+    def __init__(self, cause: BaseException | None = None) -> None:
+        error = JobExecutionFailed("job expired")
+        error.__cause__ = cause
+        super().__init__("expired", error)
 
 
 class UnknownFunction(Refusal):
@@ -104,7 +113,7 @@ class Again:
 def read(claim: Claim, deserializer: Deserializer | None) -> Job:
     """Decode a claim's payload. Raises ``Refusal`` where it has expired, cannot be decoded, or is no job."""
     if claim.payload is None:
-        raise Refusal("expired", JobExecutionFailed("job expired"))
+        raise Expired
     try:
         function, args, kwargs, first_try, enqueued_ms = deserialize_job_raw(claim.payload, deserializer=deserializer)
     except DeserializationError as error:

@@ -25,6 +25,7 @@ from .execution import (
     Again,
     Cause,
     Ended,
+    Expired,
     Refusal,
     RetryOn,
     Run,
@@ -36,7 +37,7 @@ from .execution import (
 )
 from .peers import Peers
 from .policies import Backoff
-from .scripts import Settlement
+from .scripts import Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,7 @@ class JobRunner(arq.worker.Worker):
             self._set_context(run)
             if isinstance(refusal, UnknownFunction) and await self._leave(run):
                 return
-            logger.warning("not run: %s", refusal)
-            self._settle_end(run, Ended(False, refusal.error, refusal.reason))
+            self._refuse(run, refusal)
             return
 
         self._set_context(run)
@@ -136,6 +136,10 @@ class JobRunner(arq.worker.Worker):
             raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
         return function
 
+    def _refuse(self, run: Run, refusal: Refusal, after: Callable[[], Any] | None = None) -> None:
+        logger.warning("not run: %s", refusal)
+        self._settle_end(run, refusal.end, after)
+
     async def _leave(self, run: Run) -> bool:
         """Leave a job that is not known here to replicas that know it; return False where there are none."""
         run.interruptible = False  # it is as good as given back
@@ -172,6 +176,7 @@ class JobRunner(arq.worker.Worker):
             if run.cause is Cause.ABORT:
                 return Ended(False, asyncio.CancelledError(), "aborted")
             error = TimeoutError(f"not done in {timeout_s:g}s")
+        run.error = error
         decision = decide(
             error,
             job.tries,
@@ -201,12 +206,14 @@ class JobRunner(arq.worker.Worker):
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
-        kind: str = "end"
-        last: int | str = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
-        if end.reason not in (None, "aborted"):
-            kind, last = "dead", dead_letter(job, end.result, str(end.reason))
         keep_ms = 0 if forever else int(keep_s * 1000)
-        self._settle(run, Settlement(run.claim.lease, kind, result, keep_ms, last), after)
+        if end.reason in (None, "aborted"):
+            mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
+            settlement = Settlement(run.claim.lease, "end", result, keep_ms, mark_ms)
+        else:
+            said, payload = dead_letter(job, end.result, end.reason), run.claim.payload or b""
+            settlement = Settlement(run.claim.lease, "dead", result, keep_ms, said, payload)
+        self._settle(run, settlement, after)
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
         """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot
@@ -256,12 +263,15 @@ class JobRunner(arq.worker.Worker):
 
     def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None = None) -> None:
         run.settling = True
-        context = copy_context() if after else None
+        context = copy_context()
 
-        def settled(ours: bool) -> None:
+        def settled(reply: int) -> None:
+            if reply == Reply.EXPIRED:
+                context.run(self._refuse, run, Expired(run.error), after)
+                return
             self._forget(run)
             self._end_stored()
-            if not ours:
+            if reply != Reply.DONE:
                 logger.warning("the lease of job %s was lost before its end was stored", run.claim.lease.job_id)
             elif after:
                 task = self.loop.create_task(after(), context=context)
