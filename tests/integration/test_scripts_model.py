@@ -443,7 +443,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         back = end.kind in ("again", "back")
         if job and (mark == claim.lease.token or (mark is None and job.lapses is not None)):
             return Reply.EXPIRED if back and job.payload is None else Reply.DONE
-        return Reply.OVER
+        return Reply.LOST if job and mark and not back else Reply.OVER
 
     def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
         kind, flag, last = end

@@ -104,6 +104,7 @@ class Reply(IntEnum):
 
     DONE = 1
     OVER = 0  #: it was no longer ours
+    LOST = -1  #: it was no longer ours, and somebody else has the job
     EXPIRED = -2  #: it still is ours: the job cannot be given back, since its payload has expired
 
 

@@ -23,8 +23,8 @@
   'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
   'back'   data: due time in ms; the try does not count
 
-  Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -2 if the job cannot be given
-  back, since its payload has expired.
+  Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
+  is somebody else's now, -2 if it cannot be given back, since its payload has expired.
 ]]
 local queue, leases, abort, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -52,7 +52,9 @@ while head <= #ARGV do
       ours = true
     end
     settled[i] = ours and 1 or 0
-    if ours and back and redis.call('EXISTS', job .. id) == 0 then
+    if not ours and holder and not back and redis.call('ZSCORE', queue, id) then
+      settled[i] = -1 -- of one that went back this says nothing: it may have been claimed since
+    elseif ours and back and redis.call('EXISTS', job .. id) == 0 then
       settled[i] = -2
     elseif ours and back then
       if kind == 'again' then
