@@ -8,12 +8,14 @@ import sys
 from typing import Any
 
 import pytest
+from arq import Retry
 from arq.connections import ArqRedis
 from arq.jobs import Job, SerializationError
-from arq.worker import JobExecutionFailed
+from arq.worker import JobExecutionFailed, RetryJob
 
 from app.components.worker.runtime import Backoff, dead, health, keys
 from app.components.worker.runtime.peers import Peers
+from app.core.serializer import Serializer
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
 
@@ -144,3 +146,62 @@ async def test_a_job_that_expired_while_it_ran_is_not_given_back(redis: ArqRedis
     await worker.close()
     found = await letter(redis, job.job_id)
     assert (found["reason"], found["payload"], found["function"]) == ("expired", payload, "slow")
+
+
+async def asks_again(ctx: dict[Any, Any], chained: bool) -> None:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError as error:
+        if chained:
+            raise Retry from error
+        raise RetryJob from None
+
+
+async def stands_still(ctx: dict[Any, Any]) -> None:
+    await asyncio.sleep(60)  # the line that a time-out finds it in
+
+
+FORMATS = pytest.mark.parametrize("serializer", [None, Serializer()], ids=["pickle", "msgpack"])
+
+
+@pytest.fixture
+def speak(redis: ArqRedis, serve: MakeWorker) -> MakeWorker:
+    """Starts a worker that reads and writes with a serializer, and has the producer do the same."""
+
+    async def speak(serializer: Serializer | None, **options: Any) -> Any:
+        dumps, loads = (serializer.dumps, serializer.loads) if serializer else (None, None)
+        redis.job_serializer, redis.job_deserializer = dumps, loads
+        return await serve(job_serializer=dumps, job_deserializer=loads, **options)
+
+    return speak
+
+
+@FORMATS
+async def test_what_the_last_try_raised_is_told_of(
+    redis: ArqRedis, speak: MakeWorker, serializer: Serializer | None
+) -> None:
+    await speak(serializer, functions=[asks_again], max_tries=2)
+    chained, alone = [await enqueue(redis, "asks_again", chained) for chained in (True, False)]
+    found = await letter(redis, chained.job_id)
+    said = "max 2 retries exceeded: ValueError('what went wrong')"
+    assert (found["reason"], found["tries"], found["error"]) == ("failed", 2, f"JobExecutionFailed({said!r})")
+    for line in ('raise ValueError("what went wrong")', "raise Retry from error"):
+        assert line in found["traceback"]
+    with pytest.raises(JobExecutionFailed) as caught:
+        await result(chained)
+    assert str(caught.value) == said
+    with pytest.raises(JobExecutionFailed, match=r"max 2 retries exceeded$"):
+        await result(alone)
+
+
+@FORMATS
+async def test_a_time_out_tells_where_the_job_was(
+    redis: ArqRedis, speak: MakeWorker, serializer: Serializer | None
+) -> None:
+    await speak(serializer, functions=[stands_still], job_timeout=0.1)
+    job = await enqueue(redis, "stands_still")
+    found = await letter(redis, job.job_id)
+    assert (found["reason"], found["error"]) == ("timeout", "TimeoutError('not done in 0.1s')")
+    assert "# the line that a time-out finds it in" in found["traceback"]
+    with pytest.raises(TimeoutError, match=r"not done in 0\.1s"):
+        await result(job)

@@ -155,11 +155,18 @@ def decide(
     if not retry_jobs or not (wanted or (backoff and isinstance(error, retry_on))):
         return Ended(False, error, reason)
     if tries >= max_tries:
-        exhausted = JobExecutionFailed(f"max {max_tries} retries exceeded")
-        return Ended(False, exhausted if isinstance(error, Retry | RetryJob) else error, reason)
+        return Ended(False, _exhausted(error, max_tries) if isinstance(error, Retry | RetryJob) else error, reason)
     if isinstance(error, Retry):
         return Again((error.defer_score or 0) / 1000)
     return Again(0 if wanted or backoff is None else backoff.delay(tries))
+
+
+def _exhausted(retry: BaseException, max_tries: int) -> JobExecutionFailed:
+    """Return arq's error for a last try that asked for another one; it says what was raised before that."""
+    raised = retry.__cause__ or (None if retry.__suppress_context__ else retry.__context__)
+    error = JobExecutionFailed(f"max {max_tries} retries exceeded" + (f": {described(raised):.500}" if raised else ""))
+    error.__cause__ = retry
+    return error
 
 
 def described(error: BaseException) -> str:

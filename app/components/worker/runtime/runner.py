@@ -175,7 +175,8 @@ class JobRunner(arq.worker.Worker):
                 return Again(counts=False)
             if run.cause is Cause.ABORT:
                 return Ended(False, asyncio.CancelledError(), "aborted")
-            error = TimeoutError(f"not done in {timeout_s:g}s")
+            interrupted, error = error, TimeoutError(f"not done in {timeout_s:g}s")
+            error.__cause__ = interrupted  # which tells where
         run.error = error
         decision = decide(
             error,
