@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError
 from app.components.worker.runtime import Backoff, dead, keys
 from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
-from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, fails, result, slow
+from tests.integration.conftest import QUEUE, MakeWorker, counted, echo, enqueue, fails, result, slow
 
 # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -179,9 +179,17 @@ async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis
     assert await result(await enqueue(redis, "echo", 1, _job_id="again")) == 1
 
 
-async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker) -> None:
-    await serve(job_timeout=None, functions=[func(slow), func(echo)])
-    assert await result(await enqueue(redis, "slow", 0.2)) == "slept"
+async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a job runs for longer than it would be waited for if its worker were gone."""
+    monkeypatch.setattr("app.components.worker.runtime.runner.NO_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("app.components.worker.runtime.worker.CLEANUP_MARGIN_S", -10)  # arq adds as much
+    for _ in range(2):
+        await serve(job_timeout=None, lease=0.6, functions=[counted, func(slow, timeout=0.1)])
+    job = await enqueue(redis, "counted", 2)
+    with pytest.raises(TimeoutError, match=r"not done in 0\.1s"):
+        await result(await enqueue(redis, "slow", 5))
+    assert await result(job) == 1
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
 
 
 async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker) -> None:

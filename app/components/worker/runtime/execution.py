@@ -21,7 +21,7 @@ RetryOn = type[Exception] | tuple[type[Exception], ...]
 
 LATEST_MS = 1 << 47  #: a day in the year 6429: Python has no later ones than 9999
 
-#: A job with no timeout is taken for dead after so long when all workers that know better are gone.
+#: A job with no time limit is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
 
 
@@ -52,7 +52,7 @@ class Run:
     """A claim in this worker's hands, until its end is stored."""
 
     claim: Claim
-    ends_by: float  #: on the monotonic clock
+    ends_by: float  #: on the monotonic clock; its lease is not renewed any longer
     job: Job = UNREAD
     function: Function | CronJob | None = None
     started_ms: int = 0

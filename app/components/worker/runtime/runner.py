@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
+from math import inf
 from typing import Any
 
 import arq.worker
@@ -59,10 +60,12 @@ class JobRunner(arq.worker.Worker):
         retry_on: RetryOn = Exception,
         **options: Any,
     ) -> None:
-        # None means no limit, but arq compares it with the functions' own.
-        if options.get("job_timeout", 0) is None:
+        unlimited = options.get("job_timeout", 0) is None
+        if unlimited:  # arq compares it with the functions' own
             options["job_timeout"] = NO_TIMEOUT_S
         super().__init__(functions, **options)
+        if unlimited:
+            self.job_timeout_s = inf
         self._short_name = keys.short_name(self.queue_name)
         self.backoff = backoff
         self.retry_on = retry_on
@@ -158,7 +161,10 @@ class JobRunner(arq.worker.Worker):
                 await self._call_hook("on_job_start", ctx)
                 run.started_ms = timestamp_ms()
             logger.info("started, %.3fs after it was due", (run.started_ms - run.claim.due_ms) / 1000)
-            timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
+            if timeout_s == inf:
+                run.ends_by = inf
+            else:
+                timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
             result = await function.coroutine(ctx, *job.args, **job.kwargs)
             return Ended(True, result)
         except BaseException as raised:  # SystemExit, say, would end the loop
