@@ -117,6 +117,21 @@ async def test_a_lapsed_lease_is_not_hidden_by_one_that_a_stock_worker_took(redi
     assert (claim.lease.job_id, claim.lapsed, claim.tries) == (second.job_id, True, 2)
 
 
+async def test_what_a_batch_needs_is_a_call_of_a_script(redis: ArqRedis, serve: MakeWorker) -> None:
+    await redis.config_resetstat()
+    jobs = await enqueue_many(redis, [NewJob("echo", (n,)) for n in range(250)], queue_name=QUEUE)
+    assert await calls_of_scripts(redis) <= 2, "or one, where Redis knows the script"
+    worker = await serve(max_jobs=500)
+    await eventually(lambda: worker.jobs_complete == 250 and not worker._runs)
+    assert await calls_of_scripts(redis) < 25
+    assert [await result(job) for job in jobs if job] == list(range(250))
+
+
+async def calls_of_scripts(redis: ArqRedis) -> int:
+    stats = await redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
     first = await serve(max_jobs=300)
     running = [await enqueue(redis, "slow", 2) for _ in range(300)]

@@ -73,7 +73,7 @@ class Refusal(Exception):
     """A job is not run, but ends: ``error`` becomes its result, ``reason`` stands in its dead letter."""
 
     def __init__(self, reason: str, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(str(error) or reason)
         self.end = Ended(False, error, reason)
 
 
