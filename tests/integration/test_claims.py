@@ -13,7 +13,7 @@ from arq.utils import timestamp_ms
 from redis.exceptions import ConnectionError
 
 from app.components.worker.runtime import Backoff, NewJob, enqueue_many, keys
-from app.components.worker.runtime.scripts import Claims, Lease, Scripts, Settlement
+from app.components.worker.runtime.scripts import Claims, Lease, Reply, Scripts, Settlement
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
@@ -130,6 +130,21 @@ async def test_a_job_that_runs_may_be_given_any_score(redis: ArqRedis, score: st
     assert await redis.zscore(QUEUE, claim.lease.job_id) == pytest.approx(timestamp_ms() + 600_000, abs=10_000)
 
 
+async def test_what_a_batch_needs_is_a_call_of_a_script(redis: ArqRedis, serve: MakeWorker) -> None:
+    await redis.config_resetstat()
+    jobs = await enqueue_many(redis, [NewJob("echo", (n,)) for n in range(250)], queue_name=QUEUE)
+    assert await calls_of_scripts(redis) <= 2, "or one, where Redis knows the script"
+    worker = await serve(max_jobs=500)
+    await eventually(lambda: worker.jobs_complete == 250 and not worker._runs)
+    assert await calls_of_scripts(redis) < 25
+    assert [await result(job) for job in jobs if job] == list(range(250))
+
+
+async def calls_of_scripts(redis: ArqRedis) -> int:
+    stats = await redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
 async def test_a_claim_looks_at_no_job_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
     first = await serve(max_jobs=300)
     running = [await enqueue(redis, "slow", 2) for _ in range(300)]
@@ -187,8 +202,8 @@ async def test_an_end_that_comes_after_its_lease_lapsed_counts_while_nobody_has_
     await redis.zadd(keys.leases(QUEUE), {claims[1].lease.job_id: 1})
     assert len((await others.claim(2)).jobs) == 1
     ends = [Settlement(claim.lease, "end", b"", 1000, 0) for claim in claims]
-    assert await ours.settle(ends) == [1, 0]
-    assert await ours.settle(ends) == [0, 0]
+    assert await ours.settle(ends) == [Reply.DONE, Reply.LOST]
+    assert await ours.settle(ends) == [Reply.OVER, Reply.LOST]
 
 
 async def test_a_renewal_that_comes_after_a_job_went_back_does_not_take_it(redis: ArqRedis) -> None:
@@ -199,6 +214,36 @@ async def test_a_renewal_that_comes_after_a_job_went_back_does_not_take_it(redis
     assert await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")]) == [1]
     assert await ours.renew([claim.lease]) == [claim.lease]
     assert len((await scripts_of(redis).claim(1)).jobs) == 1
+
+
+async def test_an_end_whose_reply_is_lost_is_told_from_one_that_came_too_late(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two jobs that ended while Redis was away, one was taken over by another worker: it has no result of ours."""
+    whole, ended = Scripts.settle, []
+    sent: set[str] = set()
+
+    async def settle(self: Scripts, batch: Sequence[Settlement]) -> list[int]:
+        taken = await whole(self, batch)
+        if unheard := {end.lease.job_id for end in batch} - sent:
+            sent.update(unheard)
+            raise ConnectionError("the reply is lost")
+        return taken
+
+    async def after(ctx: dict[Any, Any]) -> None:
+        ended.append(ctx["job_id"])
+
+    monkeypatch.setattr(Scripts, "settle", settle)
+    worker = await serve(after_job_end=after)
+    ours, theirs = [await enqueue(redis, "counted", 0.5) for _ in range(2)]
+    await eventually(lambda: redis.exists(f"runs:{theirs.job_id}"))
+    await redis.set(keys.IN_PROGRESS + theirs.job_id, "somebody else's token")
+    assert await result(ours) == 1
+    await eventually(lambda: not worker._runs and ended)
+    assert ended == [ours.job_id]
+    assert f"the lease of job {theirs.job_id} was lost before its end was stored" in caplog.text
+    assert f"the lease of job {ours.job_id}" not in caplog.text
+    assert await theirs.result_info() is None
 
 
 async def test_a_lease_that_is_lost_says_nothing_of_the_next_one(redis: ArqRedis, serve: MakeWorker) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,28 +22,9 @@ from arq.jobs import Job, JobStatus
 from app.components.worker.runtime import dead, keys
 from app.core.serializer import Serializer
 from tests.conftest import ROOT, eventually, free_port
+from tests.integration.conftest import Cli, ended
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-    def refuses(self, *texts: str, code: int = 2) -> None:
-        """Check that it is one line that says why, and nothing else."""
-        assert (self.code, self.out) == (code, ""), self
-        assert self.err.count("\n") == 1, self.err
-        for text in texts:
-            assert text in self.err
 
 
 class Canary:
@@ -56,59 +35,6 @@ class Canary:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.file,)
-
-
-class Cli:
-    """``my-app`` with an environment of its own."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-
-    def start(self, *arguments: str, **variables: str) -> Any:
-        return asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", *arguments),
-            cwd=ROOT,
-            env=self.environment | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    async def __call__(self, command: str, *arguments: str, **variables: str) -> Answer:
-        """Run a command, whose words are parted by blanks; ``arguments`` are words that may hold some."""
-        async with asyncio.timeout(30):
-            return await ended(await self.start(*command.split(), *arguments, **variables))
-
-    async def each(self, *commands: str, **variables: str) -> list[Answer]:
-        """Run commands at the same time."""
-        return await asyncio.gather(*(self(command, **variables) for command in commands))
-
-
-async def ended(process: asyncio.subprocess.Process) -> Answer:
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    answer = Answer(process.returncode, out.decode(), err.decode())
-    assert "Traceback" not in answer.err, answer.err
-    return answer
-
-
-@pytest.fixture(scope="module")
-def cli(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    url = f"redis://localhost:{redis_server.port}"
-    return Cli(
-        {
-            "PATH": os.environ["PATH"],
-            "ENV": "test",
-            "REDIS_URL": url,
-            "REDIS_URL_LOCAL": url,
-            "REDIS_PASSWORD": str(redis_server.password),
-            "WORKER_DATA_DIR": str(tmp_path_factory.mktemp("data")),
-            "WORKER_HEALTH_CHECK_INTERVAL": "1",
-            "WORKER_LOAD_TEST_MAX_TRIES": "2",
-            "APP_VERSION": "7.1",
-            "LOG_FORMAT": "text",
-        }
-    )
 
 
 @pytest.fixture(scope="module")

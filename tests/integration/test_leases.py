@@ -22,7 +22,7 @@ from redis.exceptions import OutOfMemoryError
 from app.components.worker.runtime import Backoff, Worker, dead, health, keys
 from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
-from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, fails, result, slow
+from tests.integration.conftest import QUEUE, MakeWorker, counted, echo, enqueue, fails, result, slow
 
 # -- leases ------------------------------------------------------------------------------------------------------
 
@@ -140,10 +140,10 @@ async def _counts(redis: ArqRedis, key: str, expected: int) -> bool:
 
 
 async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serve: MakeWorker) -> None:
+    await redis.set(keys.paused(QUEUE), 1)
     await serve(functions=[echo, fails, func(slow, timeout=0.2)], max_tries=1)
-    gone = await enqueue(redis, "echo", _defer_by=0.2)
+    gone, junk = await enqueue(redis, "echo"), await enqueue(redis, "echo")
     await redis.delete(keys.JOB + gone.job_id)
-    junk = await enqueue(redis, "echo", _defer_by=0.2)
     await redis.set(keys.JOB + junk.job_id, b"no pickle")
     jobs = {
         "failed": await enqueue(redis, "fails"),
@@ -153,13 +153,25 @@ async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serv
         "expired": gone,
         "undecodable": junk,
     }
+    told = {  # function, tries, error, and a line of the traceback
+        "failed": ("fails", 1, "KeyError('the original error')", 'raise KeyError("the original error")'),
+        "timeout": ("slow", 1, "TimeoutError('not done in 0.2s')", "await asyncio.sleep(seconds)"),
+        "unknown function": ("nothing", 1, "JobExecutionFailed(\"function 'nothing' not found\")", "not found"),
+        "tries exhausted": ("echo", 9, "JobExecutionFailed('max 1 retries exceeded')", "max 1 retries exceeded"),
+        "expired": ("<unknown>", 1, "JobExecutionFailed('job expired')", "job expired"),
+        "undecodable": ("<unknown>", 1, 'DeserializationError("unable to deserialize job: ', "UnpicklingError"),
+    }
+    payloads = [await redis.get(keys.JOB + job.job_id) for job in jobs.values()]
+    await redis.delete(keys.paused(QUEUE))
     await eventually(lambda: _counts(redis, keys.dead(QUEUE), len(jobs)))
     letters = {letter["id"]: letter for letter in await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))}
-    assert {reason: letters[job.job_id]["reason"] for reason, job in jobs.items()} == {r: r for r in jobs}
-    failed = letters[jobs["failed"].job_id]
-    assert "KeyError: 'the original error'" in failed["traceback"]
-    assert (failed["function"], failed["tries"], failed["error"]) == ("fails", 1, "KeyError('the original error')")
-    assert letters[junk.job_id]["payload"] == b"no pickle"
+    for (reason, job), payload in zip(jobs.items(), payloads, strict=True):
+        letter = letters.pop(job.job_id)
+        function, tries, error, line = told[reason]
+        assert (letter["reason"], letter["function"], letter["tries"]) == (reason, function, tries)
+        assert letter["payload"] == (payload or b"")
+        assert letter["error"].startswith(error)
+        assert line in letter["traceback"]
     with pytest.raises(KeyError, match="the original error"):
         await result(jobs["failed"])
     with pytest.raises(TimeoutError):
@@ -212,9 +224,17 @@ async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis
     assert await result(await enqueue(redis, "echo", 1, _job_id="again")) == 1
 
 
-async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker) -> None:
-    await serve(job_timeout=None, functions=[func(slow), func(echo)])
-    assert await result(await enqueue(redis, "slow", 0.2)) == "slept"
+async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a job runs for longer than it would be waited for if its worker were gone."""
+    monkeypatch.setattr("app.components.worker.runtime.runner.NO_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("app.components.worker.runtime.worker.CLEANUP_MARGIN_S", -10)  # arq adds as much
+    for _ in range(2):
+        await serve(job_timeout=None, lease=0.6, functions=[counted, func(slow, timeout=0.1)])
+    job = await enqueue(redis, "counted", 2)
+    with pytest.raises(TimeoutError, match=r"not done in 0\.1s"):
+        await result(await enqueue(redis, "slow", 5))
+    assert await result(job) == 1
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
 
 
 @asynccontextmanager

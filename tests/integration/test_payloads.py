@@ -12,11 +12,10 @@ from arq.connections import ArqRedis
 from arq.jobs import DeserializationError, Job, SerializationError, serialize_job
 from arq.worker import func
 
-from app.components.worker.runtime import NewJob, dead, enqueue_many, keys
+from app.components.worker.runtime import NewJob, enqueue_many, keys
 from app.core.serializer import PayloadError, Serializer
-from tests.conftest import eventually
 
-from .conftest import QUEUE, MakeWorker, echo, enqueue, result
+from .conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
 
 KEY, OLD_KEY = "k" * 32, "o" * 32
 
@@ -63,15 +62,6 @@ def speak(redis: ArqRedis, serve: MakeWorker) -> Any:
         return await serve(functions=[echo, makes, odd, odd_error, broken_repr], **given | options)
 
     return speak
-
-
-async def letter(redis: ArqRedis, job_id: str) -> dict[str, Any]:
-    async def died() -> bool:
-        return await redis.zscore(keys.dead(QUEUE), job_id) is not None
-
-    await eventually(died)
-    (found,) = await dead.read(redis, QUEUE, [job_id])
-    return found
 
 
 async def put(redis: ArqRedis, job_id: str, payload: bytes) -> Job:

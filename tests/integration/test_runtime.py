@@ -234,6 +234,17 @@ async def test_drain_lets_running_jobs_finish_and_takes_no_new_ones(redis: ArqRe
     assert await late.status() == JobStatus.queued
 
 
+async def test_an_on_stop_that_raises_does_not_keep_a_drain_up(
+    redis: ArqRedis, serve: MakeServed, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await serve()  # which waits for a job
+    worker.on_stop = {}.__getitem__
+    worker.handle_sig(signal.SIGTERM)
+    async with asyncio.timeout(1):
+        await worker.main_task
+    assert "on_stop raised" in caplog.text
+
+
 async def test_what_does_not_finish_in_the_drain_goes_back_without_losing_a_try(
     redis: ArqRedis, make_worker: MakeWorker
 ) -> None:

@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 
 from app.components.worker.runtime import NewJob, RateLimit, dead, enqueue_many, keys, scripts
 from app.components.worker.runtime.cron import Cron
-from app.components.worker.runtime.scripts import Claim, Lease, Scripts, Settlement
+from app.components.worker.runtime.scripts import Claim, Lease, Reply, Scripts, Settlement
 from tests.integration.conftest import QUEUE
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES") or 0)
@@ -429,21 +429,26 @@ class ScriptsMachine(RuleBasedStateMachine):
             return
         settlements = [self.settlement(claim, end) for claim, end in batch]
         answer, now = self.timed(self.workers[0].scripts.settle(settlements))
-        ours = [self.may_settle(claim) for claim, _ in batch]
-        assert answer == ours
-        for claim, settlement, held in zip((claim for claim, _ in batch), settlements, ours, strict=True):
+        replies = [self.reply(claim, settlement) for (claim, _), settlement in zip(batch, settlements, strict=True)]
+        assert answer == replies
+        for claim, settlement, reply in zip((claim for claim, _ in batch), settlements, replies, strict=True):
+            if reply == Reply.EXPIRED:
+                continue
             for worker in self.workers:
                 if worker.known.get(claim.lease.job_id) == claim.lease.token:
                     del worker.known[claim.lease.job_id]
-            if held:
+            if reply == Reply.DONE:
                 self.take(claim, settlement, now)
         while len(self.dead) > MOST_DEAD:
             self.dead.pop(min(self.dead, key=lambda job_id: (earliest(self.dead[job_id][0]), job_id)))
 
-    def may_settle(self, claim: Claim) -> bool:
-        """While its lease holds, and when that has lapsed and nobody took the job."""
+    def reply(self, claim: Claim, end: Settlement) -> Reply:
+        """A claim is ours while its lease holds, and when that has lapsed and nobody took the job."""
         job, mark = self.jobs.get(claim.lease.job_id), self.marks.get(claim.lease.job_id)
-        return mark == claim.lease.token or bool(job and mark is None and job.lapses is not None)
+        back = end.kind in ("again", "back")
+        if job and (mark == claim.lease.token or (mark is None and job.lapses is not None)):
+            return Reply.EXPIRED if back and job.payload is None else Reply.DONE
+        return Reply.LOST if job and mark and not back else Reply.OVER
 
     def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
         kind, flag, last = end
@@ -453,7 +458,9 @@ class ScriptsMachine(RuleBasedStateMachine):
             return Settlement(claim.lease, kind, claim.due_ms, 0, "")
         letter = f"letter of {claim.lease.token}"
         data = f"result of {claim.lease.token}".encode() if flag else b""
-        return Settlement(claim.lease, kind, data, FAR_MS, letter if kind == "dead" else last)
+        if kind == "dead":
+            return Settlement(claim.lease, kind, data, FAR_MS, letter, claim.payload or b"")
+        return Settlement(claim.lease, kind, data, FAR_MS, last)
 
     def take(self, claim: Claim, end: Settlement, now: Around) -> None:
         job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
@@ -468,7 +475,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         if end.data:
             self.results[job_id] = end.data  # type: ignore[assignment]
         if end.kind == "dead":
-            self.dead[job_id] = (now, job.payload or b"", str(end.last).encode())
+            self.dead[job_id] = (now, claim.payload or b"", str(end.last).encode())
         elif end.last:
             self.marks[job_id] = STOCK
 

@@ -7,18 +7,18 @@ import logging
 import random
 from collections.abc import Callable
 
-from .scripts import RECONNECT, UNAVAILABLE, Scripts, Settlement, cancelled
+from .scripts import RECONNECT, UNAVAILABLE, Reply, Scripts, Settlement, cancelled
 
 logger = logging.getLogger(__name__)
 
 MOST_JOBS = 250  #: a batch: Redis does nothing else meanwhile
 MOST_BYTES = 4 << 20
 
-Settled = Callable[[bool], None]
+Settled = Callable[[int], None]
 
 
 class Commits:
-    """Sends settlements in order, again and again until Redis has taken them; ``settled`` tells if the lease held."""
+    """Sends settlements in order, again and again until Redis has taken them; ``settled`` is given its ``Reply``."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -61,22 +61,23 @@ class Commits:
             await self._more.wait()
             while batch := self._take():
                 taken = await self._until_taken([settlement for settlement, _ in batch])
-                for (_, settled), ours in zip(batch, taken, strict=True):
-                    settled(ours)
+                for (_, settled), reply in zip(batch, taken, strict=True):
+                    settled(reply)
             self._more.clear()
             self._idle.set()
 
     def _take(self) -> list[tuple[Settlement, Settled]]:
         count = size = 0
         while count < min(MOST_JOBS, len(self._waiting)) and size < MOST_BYTES:
-            data = self._waiting[count][0].data
-            size += len(data) if isinstance(data, bytes) else 0
+            settlement = self._waiting[count][0]
+            data = settlement.data
+            size += len(settlement.payload) + (len(data) if isinstance(data, bytes) else 0)
             count += 1
         batch = self._waiting[:count]
         del self._waiting[:count]
         return batch
 
-    async def _until_taken(self, batch: list[Settlement]) -> list[bool]:
+    async def _until_taken(self, batch: list[Settlement]) -> list[int]:
         failures = 0
         while True:
             try:
@@ -89,4 +90,4 @@ class Commits:
                 await asyncio.sleep(RECONNECT.delay(failures) + random.random() / 10)
             else:
                 # A batch that was sent again may have been taken the first time, and only the reply was lost.
-                return [bool(ours) or failures > 0 for ours in settled]
+                return [Reply.DONE if failures and reply == Reply.OVER else reply for reply in settled]

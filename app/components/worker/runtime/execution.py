@@ -21,7 +21,7 @@ RetryOn = type[Exception] | tuple[type[Exception], ...]
 
 LATEST_MS = 1 << 47  #: a day in the year 6429: Python has no later ones than 9999
 
-#: A job with no timeout is taken for dead after so long when all workers that know better are gone.
+#: A job with no time limit is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
 
 
@@ -52,11 +52,12 @@ class Run:
     """A claim in this worker's hands, until its end is stored."""
 
     claim: Claim
-    ends_by: float  #: on the monotonic clock
+    ends_by: float  #: on the monotonic clock; its lease is not renewed any longer
     job: Job = UNREAD
     function: Function | CronJob | None = None
     started_ms: int = 0
     task: asyncio.Task[None] | None = None
+    error: BaseException | None = None  #: that ended its try
     interruptible: bool = True  #: until the job's own code has ended
     settling: bool = False  #: its end is on its way to Redis
     cause: Cause | None = None
@@ -69,12 +70,20 @@ class Run:
 
 
 class Refusal(Exception):
-    """A job is not run: ``error`` becomes its result, ``reason`` stands in its dead letter."""
+    """A job is not run, but ends: ``error`` becomes its result, ``reason`` stands in its dead letter."""
 
     def __init__(self, reason: str, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.reason = reason
-        self.error = error
+        super().__init__(str(error) or reason)
+        self.end = Ended(False, error, reason)
+
+
+class Expired(Refusal):
+    """A job is not run, or not again: its payload's time to live has passed."""
+
+    def __init__(self, cause: BaseException | None = None) -> None:
+        error = JobExecutionFailed("job expired")
+        error.__cause__ = cause
+        super().__init__("expired", error)
 
 
 class UnknownFunction(Refusal):
@@ -104,7 +113,7 @@ class Again:
 def read(claim: Claim, deserializer: Deserializer | None) -> Job:
     """Decode a claim's payload. Raises ``Refusal`` where it has expired, cannot be decoded, or is no job."""
     if claim.payload is None:
-        raise Refusal("expired", JobExecutionFailed("job expired"))
+        raise Expired
     try:
         function, args, kwargs, first_try, enqueued_ms = deserialize_job_raw(claim.payload, deserializer=deserializer)
     except DeserializationError as error:
@@ -146,11 +155,18 @@ def decide(
     if not retry_jobs or not (wanted or (backoff and isinstance(error, retry_on))):
         return Ended(False, error, reason)
     if tries >= max_tries:
-        exhausted = JobExecutionFailed(f"max {max_tries} retries exceeded")
-        return Ended(False, exhausted if isinstance(error, Retry | RetryJob) else error, reason)
+        return Ended(False, _exhausted(error, max_tries) if isinstance(error, Retry | RetryJob) else error, reason)
     if isinstance(error, Retry):
         return Again((error.defer_score or 0) / 1000)
     return Again(0 if wanted or backoff is None else backoff.delay(tries))
+
+
+def _exhausted(retry: BaseException, max_tries: int) -> JobExecutionFailed:
+    """Return arq's error for a last try that asked for another one; it says what was raised before that."""
+    raised = retry.__cause__ or (None if retry.__suppress_context__ else retry.__context__)
+    error = JobExecutionFailed(f"max {max_tries} retries exceeded" + (f": {described(raised):.500}" if raised else ""))
+    error.__cause__ = retry
+    return error
 
 
 def described(error: BaseException) -> str:

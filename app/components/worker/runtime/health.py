@@ -48,16 +48,26 @@ async def known(redis: Redis, queue_name: str) -> frozenset[str]:
     return frozenset(
         name
         for replica in replicas
-        if replica.get("state") == "running"
-        for name in replica.get("functions", ())  # one of an earlier runtime says nothing
+        if replica.get("state") == "running" and isinstance(replica.get("functions"), list)
+        for name in replica["functions"]
+        if isinstance(name, str)
     )
+
+
+def _state(data: bytes | None) -> dict[str, Any] | None:
+    """Return what a record says, None where there is none or it is no record of ours."""
+    try:
+        state = json.loads(data or b"null")
+    except (ValueError, RecursionError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
     """Return the state of each of a queue's replicas, in order of name.
 
     Each has at least ``replica`` and ``last_seen_ms``, and ``alive``: False for one that vanished without a word
-    in the last hour, of which nothing else is known.
+    in the last hour, or whose record cannot be read, of which nothing else is known.
     """
     seen = await redis.zrange(keys.replicas(queue_name), 0, -1, withscores=True)
     if not seen:
@@ -66,12 +76,12 @@ async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
     return sorted(
         (
             {
-                **(json.loads(data) if data else {}),
+                **(state or {}),
                 "replica": name.decode(),
                 "last_seen_ms": int(last_seen),
-                "alive": data is not None,
+                "alive": state is not None,
             }
-            for (name, last_seen), data in zip(seen, records, strict=True)
+            for (name, last_seen), state in zip(seen, map(_state, records), strict=True)
         ),
         key=lambda replica: str(replica["replica"]),
     )

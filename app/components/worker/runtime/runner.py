@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
+from math import inf
 from typing import Any
 
 import arq.worker
@@ -25,6 +26,7 @@ from .execution import (
     Again,
     Cause,
     Ended,
+    Expired,
     Refusal,
     RetryOn,
     Run,
@@ -36,7 +38,7 @@ from .execution import (
 )
 from .peers import Peers
 from .policies import Backoff
-from .scripts import Settlement
+from .scripts import Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +60,12 @@ class JobRunner(arq.worker.Worker):
         retry_on: RetryOn = Exception,
         **options: Any,
     ) -> None:
-        # None means no limit, but arq compares it with the functions' own.
-        if options.get("job_timeout", 0) is None:
+        unlimited = options.get("job_timeout", 0) is None
+        if unlimited:  # arq compares it with the functions' own
             options["job_timeout"] = NO_TIMEOUT_S
         super().__init__(functions, **options)
+        if unlimited:
+            self.job_timeout_s = inf
         self._short_name = keys.short_name(self.queue_name)
         self.backoff = backoff
         self.retry_on = retry_on
@@ -72,7 +76,20 @@ class JobRunner(arq.worker.Worker):
         """Called whenever Redis has taken how a job ended."""
 
     async def _carry(self, run: Run) -> None:
-        """Carry a claimed job to its end, or back to its queue."""
+        """Carry a claimed job to its end, or back to its queue; whatever else goes wrong on the way ends it as well."""
+        try:
+            await self._carry_out(run)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            logger.critical("ended outside its bounds", exc_info=error)
+            if not run.settling:
+                self._settle_end(run, Ended(False, error, "failed"))
+        finally:
+            if not run.settling:  # or its lease would be renewed for ever
+                self._forget(run)
+
+    async def _carry_out(self, run: Run) -> None:
         claim = run.claim
         run.started_ms = timestamp_ms()
         try:
@@ -82,8 +99,7 @@ class JobRunner(arq.worker.Worker):
             self._set_context(run)
             if isinstance(refusal, UnknownFunction) and await self._leave(run):
                 return
-            logger.warning("not run: %s", refusal)
-            self._settle_end(run, Ended(False, refusal.error, refusal.reason))
+            self._refuse(run, refusal)
             return
 
         self._set_context(run)
@@ -96,7 +112,6 @@ class JobRunner(arq.worker.Worker):
         }
         outcome = await self._try(run, function, ctx)
         if outcome is None:
-            self._forget(run)
             return
         if self.on_job_end:
             try:
@@ -124,6 +139,10 @@ class JobRunner(arq.worker.Worker):
             raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
         return function
 
+    def _refuse(self, run: Run, refusal: Refusal, after: Callable[[], Any] | None = None) -> None:
+        logger.warning("not run: %s", refusal)
+        self._settle_end(run, refusal.end, after)
+
     async def _leave(self, run: Run) -> bool:
         """Leave a job that is not known here to replicas that know it; return False where there are none."""
         run.interruptible = False  # it is as good as given back
@@ -142,11 +161,14 @@ class JobRunner(arq.worker.Worker):
                 await self._call_hook("on_job_start", ctx)
                 run.started_ms = timestamp_ms()
             logger.info("started, %.3fs after it was due", (run.started_ms - run.claim.due_ms) / 1000)
-            timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
+            if timeout_s == inf:
+                run.ends_by = inf
+            else:
+                timer = self.loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
             result = await function.coroutine(ctx, *job.args, **job.kwargs)
             return Ended(True, result)
-        except (Exception, asyncio.CancelledError) as raised:
-            error: BaseException = raised
+        except BaseException as raised:  # SystemExit, say, would end the loop
+            error = raised
         finally:
             run.interruptible = False
             if timer:
@@ -159,7 +181,9 @@ class JobRunner(arq.worker.Worker):
                 return Again(counts=False)
             if run.cause is Cause.ABORT:
                 return Ended(False, asyncio.CancelledError(), "aborted")
-            error = TimeoutError(f"not done in {timeout_s:g}s")
+            interrupted, error = error, TimeoutError(f"not done in {timeout_s:g}s")
+            error.__cause__ = interrupted  # which tells where
+        run.error = error
         decision = decide(
             error,
             job.tries,
@@ -189,12 +213,14 @@ class JobRunner(arq.worker.Worker):
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
-        kind: str = "end"
-        last: int | str = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
-        if end.reason not in (None, "aborted"):
-            kind, last = "dead", dead_letter(job, end.result, str(end.reason))
         keep_ms = 0 if forever else int(keep_s * 1000)
-        self._settle(run, Settlement(run.claim.lease, kind, result, keep_ms, last), after)
+        if end.reason in (None, "aborted"):
+            mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
+            settlement = Settlement(run.claim.lease, "end", result, keep_ms, mark_ms)
+        else:
+            said, payload = dead_letter(job, end.result, end.reason), run.claim.payload or b""
+            settlement = Settlement(run.claim.lease, "dead", result, keep_ms, said, payload)
+        self._settle(run, settlement, after)
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
         """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot
@@ -244,12 +270,15 @@ class JobRunner(arq.worker.Worker):
 
     def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None = None) -> None:
         run.settling = True
-        context = copy_context() if after else None
+        context = copy_context()
 
-        def settled(ours: bool) -> None:
+        def settled(reply: int) -> None:
+            if reply == Reply.EXPIRED:
+                context.run(self._refuse, run, Expired(run.error), after)
+                return
             self._forget(run)
             self._end_stored()
-            if not ours:
+            if reply != Reply.DONE:
                 logger.warning("the lease of job %s was lost before its end was stored", run.claim.lease.job_id)
             elif after:
                 task = self.loop.create_task(after(), context=context)
@@ -273,5 +302,7 @@ class JobRunner(arq.worker.Worker):
         """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""
         try:
             await getattr(self, name)(ctx)
-        except Exception:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
             logger.exception("%s raised", name)

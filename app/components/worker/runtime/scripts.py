@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from hashlib import sha1
 from itertools import groupby, repeat
@@ -95,6 +96,16 @@ class Settlement(NamedTuple):
     data: bytes | int
     amount: int
     last: bytes | int | str
+    payload: bytes = b""  #: a dead letter's
+
+
+class Reply(IntEnum):
+    """What ``settle.lua`` says of a claim."""
+
+    DONE = 1
+    OVER = 0  #: it was no longer ours
+    LOST = -1  #: it was no longer ours, and somebody else has the job
+    EXPIRED = -2  #: it still is ours: the job cannot be given back, since its payload has expired
 
 
 def _over(count: bytes | None) -> int:
@@ -195,10 +206,13 @@ class Scripts:
         return recalled
 
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
-        """End claims; return for each 1, or 0 where the lease was no longer ours."""
+        """End claims; return a ``Reply`` for each."""
         flat = [field for end in batch for field in (end.lease.job_id, end.data)]
-        heads = groupby(batch, lambda end: (end.lease.token, end.kind, end.amount, end.last))
-        flat += [field for head, alike in heads for field in (*head, len(list(alike)))]
+        heads = groupby(batch, lambda end: (end.lease.token, end.kind, end.amount, end.last, end.payload))
+        for (token, kind, amount, last, payload), alike in heads:
+            flat += (token, kind, amount, last, len(list(alike)))
+            if kind == "dead":
+                flat.append(payload)
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue)],
             args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat],

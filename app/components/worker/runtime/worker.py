@@ -237,7 +237,10 @@ class Worker(JobRunner):
             logger.info("%s: draining %d jobs, %ds at most", signum.name, len(self.tasks), self._job_completion_wait)
             self._urgent.set()
             if self.on_stop:
-                self.on_stop(signum)
+                try:
+                    self.on_stop(signum)
+                except Exception:
+                    logger.exception("on_stop raised")
         else:
             self._stop_at = monotonic()
         if self._running:

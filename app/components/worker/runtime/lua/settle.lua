@@ -16,14 +16,15 @@
   ARGV[5]  prefix of keys that count the tries that are over
   ARGV[6]  prefix of result keys
   ARGV[7]  how many jobs there are, and two for each: id and data
-  and five for each run of jobs that end alike, in order: token, kind, amount, last, how many they are
+  and five for each run of jobs that end alike, in order: token, kind, amount, last, how many they are; 'dead' a sixth
   'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
            (0 to remove it; a cron job's keeps a late replica from running it again)
-  'dead'   the same, but last is what the dead letter says, JSON
+  'dead'   the same, but last is what the dead letter says, JSON, and the sixth its payload, which may have expired here
   'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
   'back'   data: due time in ms; the try does not count
 
-  Returns for each job 1, or 0 where the lease is no longer ours and nothing was changed.
+  Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
+  is somebody else's now, -2 if it cannot be given back, since its payload has expired.
 ]]
 local queue, leases, abort, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -38,17 +39,24 @@ end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-for head = 8 + 2 * jobs, #ARGV, 5 do
-  local token, kind, amount, last, alike = unpack(ARGV, head, head + 4)
+local head = 8 + 2 * jobs
+while head <= #ARGV do
+  local token, kind, amount, last, alike, payload = unpack(ARGV, head, head + 5)
+  local back = kind == 'again' or kind == 'back'
+  head = head + (kind == 'dead' and 6 or 5)
   local keep_until = amount ~= '0' and string.format('%d', now + amount)
   for i = #settled + 1, #settled + alike do
-    local id, data, mark = ARGV[6 + 2 * i], ARGV[7 + 2 * i], marks[i]
-    local ours = holders[i] == token
-    if not holders[i] and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
+    local id, data, mark, holder = ARGV[6 + 2 * i], ARGV[7 + 2 * i], marks[i], holders[i]
+    local ours = holder == token
+    if not holder and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
       ours = true
     end
     settled[i] = ours and 1 or 0
-    if ours and (kind == 'again' or kind == 'back') then
+    if not ours and holder and not back and redis.call('ZSCORE', queue, id) then
+      settled[i] = -1 -- of one that went back this says nothing: it may have been claimed since
+    elseif ours and back and redis.call('EXISTS', job .. id) == 0 then
+      settled[i] = -2
+    elseif ours and back then
       if kind == 'again' then
         if amount ~= '0' then
           redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
@@ -65,8 +73,7 @@ for head = 8 + 2 * jobs, #ARGV, 5 do
         redis.call('SET', result .. id, data)
       end
       if kind == 'dead' then
-        local payload = redis.call('MGET', job .. id)[1] -- not GET, which fails where the key is no string
-        redis.call('HSET', dead .. ':' .. id, 'payload', payload or '', 'letter', last)
+        redis.call('HSET', dead .. ':' .. id, 'payload', payload, 'letter', last)
         redis.call('ZADD', dead, now, id)
       end
       if kind == 'end' and last ~= '0' then
