@@ -9,6 +9,8 @@ import pytest
 from arq.connections import ArqRedis
 
 from app.components.worker.runtime import keys
+from app.components.worker.runtime.execution import Cause
+from app.components.worker.runtime.scripts import Claim
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
@@ -64,3 +66,27 @@ async def test_requests_are_forgotten_after_a_day(redis: ArqRedis, serve: MakeWo
 
     await eventually(forgotten)
     assert await redis.zrange(keys.ABORT, 0, -1) == [b"young", b"new"]
+
+
+@pytest.mark.parametrize("cause", [Cause.ABORT, Cause.STOP, Cause.LOST])
+async def test_what_interrupts_a_job_before_its_first_step_is_heeded(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch, cause: Cause
+) -> None:
+    """A task that is cancelled before that runs none of its code: the job would be in progress for its whole time."""
+    worker = await serve(lease=0.6)
+    whole = worker._start
+
+    def start(claim: Claim) -> None:
+        monkeypatch.setattr(worker, "_start", whole)
+        whole(claim)
+        worker._runs[claim.lease.job_id].interrupt(cause)
+
+    monkeypatch.setattr(worker, "_start", start)
+    job = await enqueue(redis, "counted", 0)
+    if cause is Cause.ABORT:
+        with pytest.raises(asyncio.CancelledError):
+            await result(job, within_s=3)
+        assert not await redis.exists(f"runs:{job.job_id}")
+    else:  # by this worker again, as there is no other
+        assert await result(job, within_s=3) == 1
+    assert not worker._runs

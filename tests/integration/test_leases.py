@@ -259,7 +259,7 @@ async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker, lost:
     async with full(redis) as jobs:
         if lost:
             await redis.client_pause(1000, all=False)  # so that claims are under way
-            worker._rouse()
+            worker._look_now()
             await asyncio.sleep(0.1)
             await redis.client_kill_filter(_type="normal", skipme=True)
             await eventually(lambda: worker._failures)

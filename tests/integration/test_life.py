@@ -76,7 +76,7 @@ async def test_the_waits_for_redis_grow_and_differ(redis: ArqRedis, serve: MakeW
     worker._wire._options["port"] = free_port()
     worker._wire.close()
     worker._listener.close()
-    worker._rouse()
+    worker._look_now()
     await eventually(lambda: len(waits) >= 40)
     first, late = waits[0], waits[5:]
     assert 0 <= first <= RECONNECT.base

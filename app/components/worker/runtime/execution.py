@@ -58,15 +58,17 @@ class Run:
     started_ms: int = 0
     task: asyncio.Task[None] | None = None
     error: BaseException | None = None  #: that ended its try
-    interruptible: bool = True  #: until the job's own code has ended
+    begun: bool = False  #: its own code
+    interruptible: bool = True  #: until that has ended
     settling: bool = False  #: its end is on its way to Redis
     cause: Cause | None = None
 
     def interrupt(self, cause: Cause) -> None:
-        """Cancel the job's code, if it still runs; the first cause stands."""
-        if self.interruptible and self.cause is None and self.task:
+        """Cancel the job's code, if it still runs, or have it not begin; the first cause stands."""
+        if self.interruptible and self.cause is None:
             self.cause = cause
-            self.task.cancel()
+            if self.begun and self.task:  # one that is cancelled before its first step would settle nothing
+                self.task.cancel()
 
 
 class Refusal(Exception):

@@ -156,7 +156,10 @@ class JobRunner(arq.worker.Worker):
         job = run.job
         timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
         timer = None
+        run.begun = True
         try:
+            if run.cause:
+                raise asyncio.CancelledError
             if self.on_job_start:
                 await self._call_hook("on_job_start", ctx)
                 run.started_ms = timestamp_ms()

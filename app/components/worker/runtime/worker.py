@@ -431,8 +431,8 @@ class Worker(JobRunner):
 
     async def _interrupt_aborted(self) -> None:
         for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
-            # An older request was for a job that had this id before.
-            if (run := self._runs.get(keys.job_id(raw_id))) and asked_ms >= run.job.enqueued_ms:
+            # An older request was for a job that had this id before; of one that is not read yet, we know no time.
+            if (run := self._runs.get(keys.job_id(raw_id))) and run.begun and asked_ms >= run.job.enqueued_ms:
                 run.interrupt(Cause.ABORT)
 
     async def _pulse(self) -> None:
