@@ -235,8 +235,9 @@ async def test_an_end_whose_reply_is_lost_is_told_from_one_that_came_too_late(
 
     monkeypatch.setattr(Scripts, "settle", settle)
     worker = await serve(after_job_end=after)
-    ours, theirs = [await enqueue(redis, "counted", 0.5) for _ in range(2)]
+    ours, theirs = [await enqueue(redis, "counted", 1) for _ in range(2)]
     await eventually(lambda: redis.exists(f"runs:{theirs.job_id}"))
+    await asyncio.sleep(0.5)  # the leases were renewed, and will not be again
     await redis.set(keys.IN_PROGRESS + theirs.job_id, "somebody else's token")
     assert await result(ours) == 1
     await eventually(lambda: not worker._runs and ended)
