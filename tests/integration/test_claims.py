@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -173,6 +174,30 @@ async def test_a_lease_that_lapsed_and_was_claimed_by_nobody_else_is_taken_up_ag
     assert await result(job) == 1
     assert await redis.get(f"runs:{job.job_id}") == b"1"
     assert (await job.result_info()).job_try == 1  # type: ignore[union-attr]
+
+
+async def test_an_end_that_a_claim_of_ours_overtakes_is_stored(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a pause of the whole process, when the claim goes out first: the end bears the token of the old lease."""
+    worker = await serve(lease=60)
+    whole = Scripts.settle
+
+    async def settle(self: Scripts, batch: Sequence[Settlement]) -> list[int]:
+        monkeypatch.setattr(Scripts, "settle", whole)
+        sent = [end._replace(lease=replace(end.lease)) for end in batch]
+        await redis.delete(keys.IN_PROGRESS + job.job_id)
+        await redis.zadd(keys.leases(QUEUE), {job.job_id: 1})
+        (claim,) = (await worker._scripts.claim(1)).jobs
+        worker._start(claim)
+        return await whole(self, sent)
+
+    monkeypatch.setattr(Scripts, "settle", settle)
+    job = await enqueue(redis, "counted", 0)
+    assert await result(job) == 1
+    await eventually(lambda: not worker._runs)
+    assert await redis.get(f"runs:{job.job_id}") == b"1"
+    assert not await redis.exists(keys.leases(QUEUE), QUEUE)
 
 
 async def test_a_job_that_is_claimed_again_before_we_hear_that_it_was_settled_runs(

@@ -60,9 +60,12 @@ class Commits:
         while True:
             await self._more.wait()
             while batch := self._take():
-                taken = await self._until_taken([settlement for settlement, _ in batch])
-                for (_, settled), reply in zip(batch, taken, strict=True):
-                    settled(reply)
+                tokens, replies = await self._until_taken([settlement for settlement, _ in batch])
+                for (settlement, settled), token, reply in zip(batch, tokens, replies, strict=True):
+                    if reply != Reply.DONE and settlement.lease.token != token:
+                        self._waiting.append((settlement, settled))  # it lapsed, and a claim of ours took it meanwhile
+                    else:
+                        settled(reply)
             self._more.clear()
             self._idle.set()
 
@@ -77,9 +80,11 @@ class Commits:
         del self._waiting[:count]
         return batch
 
-    async def _until_taken(self, batch: list[Settlement]) -> list[int]:
+    async def _until_taken(self, batch: list[Settlement]) -> tuple[list[str], list[int]]:
+        """Return the tokens of the leases as they were sent, and what became of each."""
         failures = 0
         while True:
+            tokens = [settlement.lease.token for settlement in batch]
             try:
                 settled = await self._scripts.settle(batch)
             except UNAVAILABLE as error:
@@ -90,4 +95,4 @@ class Commits:
                 await asyncio.sleep(RECONNECT.delay(failures) + random.random() / 10)
             else:
                 # A batch that was sent again may have been taken the first time, and only the reply was lost.
-                return [Reply.DONE if failures and reply == Reply.OVER else reply for reply in settled]
+                return tokens, [Reply.DONE if failures and reply == Reply.OVER else reply for reply in settled]
