@@ -179,7 +179,7 @@ async def test_a_lease_that_lapsed_and_was_claimed_by_nobody_else_is_taken_up_ag
 async def test_an_end_that_a_claim_of_ours_overtakes_is_stored(
     redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a pause of the whole process, when the claim goes out first: the end bears the token of the old lease."""
+    """As after a pause of the whole process, when the claim goes out first: the end bears the old lease's token."""
     worker = await serve(lease=60)
     whole = Scripts.settle
 
