@@ -32,7 +32,6 @@ http: {{addr: "{address}"}}
 """
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs what needs the engine, as tests share stacks there, and others the rest meanwhile."""
     for item in items:
