@@ -290,7 +290,7 @@ async def test_a_worker_that_starts_while_redis_is_full_drains_it(
         assert [replica["state"] for replica in await health.read(redis, QUEUE)] == ["running"]
         assert caplog.text.count("cron jobs wait for Redis (") == 1
         assert worker.jobs_complete == 50
-    await eventually(lambda: worker.jobs_complete == 51)
+    await eventually(lambda: worker.jobs_complete == 51 and worker._listener.proved)
     worker.handle_sig(signal.SIGTERM)
     await task
     await worker.close()

@@ -64,8 +64,7 @@ class Listener:
         self._ringing: asyncio.Task[None] | None = None
         self.connected = False
         self.listening = False  #: to the queue
-        self._proved = False
-        self._may_park = False
+        self._asked = self._proved = self._may_park = False
         database = pool.connection_kwargs.get("db", 0)
         self._queue_channel, abort_channel, probe_channel = (
             f"__keyspace@{database}__:{key}".encode() for key in (queue_name, keys.ABORT, keys.probe(name))
@@ -89,15 +88,19 @@ class Listener:
     async def start(self) -> None:
         """Connect, and ask for the proof."""
         self.connected = True  # from here on a loss of the connection is ours
-        self._proved, self._may_park = False, True
+        self._asked, self._proved, self._may_park = False, False, True
         try:
             await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
-            with contextlib.suppress(OutOfMemoryError):  # then it is left unproved for now
-                await self._wire.call("ZADD", self._probe, 0, "probe")
-                await self._wire.call("DEL", self._probe)
+            await self._ask()
         except BaseException:
             self.connected = False
             raise
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(OutOfMemoryError):  # then it is for later
+            await self._wire.call("ZADD", self._probe, 0, "probe")
+            await self._wire.call("DEL", self._probe)
+            self._asked = True
 
     async def listen(self, *, anyway: bool = False) -> bool:
         """Listen to the queue where too few do, or ``anyway``, and stop where too many do; return whether we begin to,
@@ -131,7 +134,7 @@ class Listener:
 
     async def check(self) -> None:
         """Make sure that we would hear: a connection that leads nowhere tells of nothing, its own end neither."""
-        await self._wire.call("PING")
+        await (self._wire.call("PING") if self._asked else self._ask())
 
     async def park(self, *command: Field, within_s: float) -> Any:
         """Have Redis run a command once the bell rings, ``rouse`` is called or so long is over; return its reply."""
