@@ -32,6 +32,7 @@ http: {{addr: "{address}"}}
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs what needs the engine, as tests share stacks there, and others the rest meanwhile."""
     for item in items:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.config import STOP_MARGIN_S
 from ops import commands, configuration, envfile, secrets
 from ops.configuration import ROOT, ConfigurationError
 from ops.credentials import ACL_TEMPLATE
@@ -37,6 +38,10 @@ def load(tmp_path: Path) -> Load:
         return configuration.load(name, root=tmp_path, shell=shell)
 
     return load
+
+
+def test_the_app_and_the_host_know_one_margin() -> None:
+    assert configuration.STOP_MARGIN_S == STOP_MARGIN_S
 
 
 def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
