@@ -145,7 +145,7 @@ digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; a
 ##@ Develop
 
 test: $(VENV) ## All tests; those of the stack need the engine
-	@$(PYTHON) -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(PYTHON) -m pytest -n 2 $(ARGS)
 
 faults: $(VENV) ## Workers and Redis killed, paused, cut off: 10,000 jobs a scenario (ARGS="-k redis")
 	@FAULTS_JOBS=$${FAULTS_JOBS:-10000} $(PYTHON) -m pytest tests/faults -s $(ARGS)

