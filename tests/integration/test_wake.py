@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,8 +20,8 @@ from app.components.worker.runtime.scripts import Scripts
 from app.components.worker.runtime.wake import ENOUGH, Listener
 from app.components.worker.runtime.wire import Wire
 from app.components.worker.runtime.worker import IDLE_LOOK_S
-from tests.conftest import eventually
-from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result, slow
+from tests.conftest import PASSWORD, ROOT, eventually
+from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, now, result, slow
 
 # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -184,14 +185,59 @@ async def test_where_those_that_listen_are_deaf_another_does(redis: ArqRedis, se
     for each in deaf:
         await each.subscribe(f"__keyspace@0__:{QUEUE}")
     await eventually(lambda: listening_is(redis, ENOUGH))
-    worker = await serve(lease=3)  # so that a claim waits for one second
+    worker = await serve(lease=3, max_jobs=1)  # so that a claim waits for one second
     await parked(worker)
     await asyncio.sleep(1.2)
     assert not worker._listener.listening
     assert await result(await enqueue(redis, "echo", 1), within_s=2) == 1
-    assert worker._listener.listening
+    for n in range(10):
+        await eventually(lambda: worker._listener.listening)
+        await parked(worker)
+        begun = monotonic()
+        assert await result(await enqueue(redis, "echo", n)) == n
+        assert monotonic() - begun < 0.3
     for each in deaf:
         await each.aclose()
+
+
+async def test_what_falls_due_while_the_one_that_knows_of_it_is_busy(redis: ArqRedis, serve: MakeWorker) -> None:
+    workers = [await serve(max_jobs=1, functions=[slow, now]) for _ in range(4)]
+    for _ in range(3):
+        await parked(*workers)
+        asked = time.time()
+        jobs = [NewJob("slow", (1.5,), defer_by=0.3), NewJob("now", defer_by=0.6)]
+        _, job = await enqueue_many(redis, jobs, queue_name=QUEUE)
+        assert job is not None
+        assert await result(job) - asked < 0.9
+        await eventually(lambda: not any(worker.tasks for worker in workers))
+
+
+async def test_while_its_loop_is_blocked_one_that_listens_tells_others(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Its keeper does, which rings every tick; else the job would wait for a look."""
+    code = f"""
+from arq.connections import RedisSettings
+from app.components.worker.runtime import Worker
+from tests.integration.conftest import QUEUE, blocks
+settings = RedisSettings(port={redis.connection_pool.connection_kwargs["port"]}, password={PASSWORD!r})
+Worker([blocks], queue_name=QUEUE, redis_settings=settings).run()
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
+    try:
+        await eventually(lambda: listening_is(redis, 1))
+        worker = await serve(functions=[now])
+        deaf = redis.pubsub()
+        await deaf.subscribe(f"__keyspace@0__:{QUEUE}")
+        await worker._listener.unlisten()
+        await parked(worker)
+        blocked = await enqueue(redis, "blocks", 3)
+        await eventually(lambda: redis.exists(f"runs:{blocked.job_id}"))
+        await asyncio.sleep(0.3)
+        asked = time.time()
+        assert await result(await enqueue(redis, "now")) - asked < 0.8
+        await deaf.aclose()
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_jobs_that_one_leaves_behind_are_taken_by_others(redis: ArqRedis, serve: MakeWorker) -> None:

@@ -14,7 +14,7 @@ from time import monotonic
 
 from redis.asyncio import ConnectionPool
 
-from .scripts import UNAVAILABLE, Call, Lease, Scripts
+from .scripts import UNAVAILABLE, Call, Lease, Script, Scripts
 from .wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Keeper:
     :param lost: told of those that are somebody else's now; called in the thread
     :param blocked_log_s: a loop that does not turn for so long has its stack logged
     :param blocked_exit_s: one that does not turn for so long ends the process
+    :param listens: whether the loop is to hear of jobs; while it does not turn, ``bell`` is rung every tick instead
     """
 
     def __init__(
@@ -47,10 +48,14 @@ class Keeper:
         lease_s: float,
         blocked_log_s: float,
         blocked_exit_s: float,
+        listens: Callable[[], bool],
+        bell: str,
     ) -> None:
         self._every_s = lease_s / RENEWALS_PER_LEASE
         self._wire = Wire(pool, timeout_s=self._every_s / 2)  # so that there is time for another try
         self._scripts = scripts(self._wire.call)
+        self._ring = Script(self._wire.call, "ring")
+        self._listens, self._bell = listens, bell
         self._leases = leases
         self._lost = lost
         self._log_s = blocked_log_s
@@ -97,6 +102,9 @@ class Keeper:
                 await asyncio.wait_for(self._stopping.wait(), TICK_S)
             now = monotonic()
             self._watch()
+            if self._ticks and self._listens():
+                with contextlib.suppress(*UNAVAILABLE):
+                    await self._ring((self._bell,), ())
             if now >= due or self._soon:
                 self._soon = False
                 due = now + (self._every_s if await self._renew() else RETRY_S)

@@ -14,12 +14,11 @@ from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_unix_ms
 
 from . import keys
-from .scripts import Script
+from .scripts import MOST_KEPT_MS, Script
 from .wire import Wire
 
 BATCH_JOBS = 500  #: Redis does nothing else meanwhile
 BATCH_BYTES = 4 << 20
-MOST_KEPT_MS = 1 << 47  #: some thousand years
 
 Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from math import inf
+from time import monotonic
 from typing import Any
 
 import arq.worker
@@ -38,7 +39,7 @@ from .execution import (
 )
 from .peers import Peers
 from .policies import Backoff
-from .scripts import Reply, Settlement
+from .scripts import MOST_KEPT_MS, Lease, Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class JobRunner(arq.worker.Worker):
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
-        keep_ms = 0 if forever else int(keep_s * 1000)
+        keep_ms = 0 if forever else min(int(keep_s * 1000), MOST_KEPT_MS)
         if end.reason in (None, "aborted"):
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
             settlement = Settlement(run.claim.lease, "end", result, keep_ms, mark_ms)
@@ -294,6 +295,30 @@ class JobRunner(arq.worker.Worker):
         # By now the job may be ours once more: given back, and claimed before the reply came.
         if self._runs.get(run.claim.lease.job_id) is run:
             del self._runs[run.claim.lease.job_id]
+
+    def _leases(self) -> list[Lease]:
+        return [run.claim.lease for run in list(self._runs.values()) if self._is_kept(run)]
+
+    @staticmethod
+    def _is_kept(run: Run) -> bool:
+        """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
+        return run.settling or run.ends_by > monotonic()
+
+    def _lose_from_thread(self, leases: list[Lease]) -> None:
+        self.loop.call_soon_threadsafe(self._lose, leases)
+
+    def _lose(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            # By now the job may have ended, or be ours by another lease.
+            if (run := self._runs.get(lease.job_id)) and run.claim.lease == lease and not run.settling:
+                logger.warning("the lease of job %s is lost: another worker has it", lease.job_id)
+                run.interrupt(Cause.LOST)
+
+    async def _interrupt_aborted(self) -> None:
+        for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
+            # An older request was for a job that had this id before; of one that is not read yet, we know no time.
+            if (run := self._runs.get(keys.job_id(raw_id))) and run.begun and asked_ms >= run.job.enqueued_ms:
+                run.interrupt(Cause.ABORT)
 
     def _max_tries(self, function: Function | CronJob) -> int:
         return self.max_tries if function.max_tries is None else function.max_tries

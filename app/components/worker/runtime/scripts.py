@@ -28,6 +28,7 @@ RECONNECT = Backoff(base=0.5, limit=5)
 
 KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day
 KEEP_FENCE_S = 3600  #: more than any socket keeps a command back
+MOST_KEPT_MS = 1 << 47  #: some thousand years: Redis refuses what it cannot count, in the middle of a batch
 MOST_TRIES = 1 << 31  #: that are taken for a count of tries
 MOST_DEAD = 10_000  #: dead letters that a queue keeps
 

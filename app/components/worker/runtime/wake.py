@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 PARK_S = 4.0  #: that a claim waits in Redis: a worker which stops meanwhile may take a job until then
 ENOUGH = 2  #: that listen, since one of them may die
+DOUBT_S = 60.0  #: after a job of which nobody was told
 
 
 class Listener:
@@ -60,6 +62,7 @@ class Listener:
         self._bell, self._own_bell = keys.bell(queue_name), keys.own_bell(name)
         self._parked = False
         self.overslept = False  #: what was parked last ran without a bell
+        self._doubt_until = 0.0
         self._to_ring: set[str] = set()
         self._ringing: asyncio.Task[None] | None = None
         self.connected = False
@@ -102,35 +105,41 @@ class Listener:
             await self._wire.call("DEL", self._probe)
             self._asked = True
 
-    async def listen(self, *, anyway: bool = False) -> bool:
-        """Listen to the queue where too few do, or ``anyway``, and stop where too many do; return whether we begin to,
-        since a job may have come just before."""
+    async def listen(self) -> bool:
+        """Listen to the queue where too few do, and stop where too many do; return whether we begin to, since a job may
+        have come just before."""
         if not self.connected:
             return False
         try:
             _, count = await self._wire.call("PUBSUB", "NUMSUB", self._queue_channel)
         except NoPermissionError:  # a server of one's own may give workers fewer rights
             count = 0
+        if monotonic() < self._doubt_until:
+            count = 0
         if self.listening:
             if random.random() * count > ENOUGH:  # not all at once
                 await self.unlisten()
             return False
-        if count >= ENOUGH and not anyway:
+        if count >= ENOUGH:
             return False
         self.listening = True
         await self._wire.call("SUBSCRIBE", self._queue_channel)
         return True
 
-    async def unlisten(self) -> None:
-        """Listen to the queue no more, and have another worker that idles look whether it should."""
-        if self.listening:
-            self.listening = False
-            await self._wire.call("UNSUBSCRIBE", self._queue_channel)
-            await self.ring()
+    def doubt(self) -> None:
+        """A job came of which nobody was told: those that listen may stand still."""
+        self._doubt_until = monotonic() + DOUBT_S
 
-    async def ring(self) -> None:
-        """Have a worker that idles look for jobs."""
-        await self._ring_bell((self._bell,), ())
+    async def unlisten(self) -> None:
+        """Listen to the queue no more, and have another worker that idles look: it may have to listen, and may not know
+        what falls due."""
+        if not self.connected:
+            return
+        stop = [("UNSUBSCRIBE", self._queue_channel)] if self.listening else []
+        self.listening = False
+        with contextlib.suppress(OutOfMemoryError):  # nothing can be enqueued then, and claims ring for what is there
+            # In one breath: a job that was claimed may keep the loop busy from here on.
+            await self._wire.calls(*stop, ("ZADD", self._bell, 0, ""))
 
     async def check(self) -> None:
         """Make sure that we would hear: a connection that leads nowhere tells of nothing, its own end neither."""

@@ -33,7 +33,7 @@ from .keeper import Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
-from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Claims, Lease, Scripts, cancelled
+from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Claims, Scripts, Settlement, cancelled
 from .wake import PARK_S, Listener
 from .wire import Wire
 
@@ -102,6 +102,7 @@ class Worker(JobRunner):
         self._behind = False  # with storing ends
         self._dry = False  # nothing was due at the last look, and no end was stored since
         self._idle_s = 0.0  # that the next claim may wait in Redis, as nothing is due, and we are told of what comes
+        self._idled = False  # since it could take no more
         self._failures = 0  # looks in a row that Redis refused
         self._told = False  # of a job, since the last look
         self._stop_at: float | None = None
@@ -158,6 +159,8 @@ class Worker(JobRunner):
             lease_s=self.lease_s,
             blocked_log_s=self.blocked_log_s,
             blocked_exit_s=self.blocked_exit_s,
+            listens=lambda: self._listener.listening,
+            bell=keys.bell(self.queue_name),
         )
         self._keeper.start()
         pulse = asyncio.create_task(self._pulse())
@@ -280,7 +283,6 @@ class Worker(JobRunner):
         with contextlib.suppress(*UNAVAILABLE):
             async with asyncio.timeout(LAST_CALL_S):
                 await self._listener.unlisten()
-                await self._listener.ring()  # others may not know what falls due
 
     async def _return(self, away_s: float) -> None:
         """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
@@ -300,7 +302,7 @@ class Worker(JobRunner):
         wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
         self._behind = wanted <= 0 < free
         if not self.allow_pick_jobs or wanted <= 0:
-            await self._listener.unlisten()
+            await self._idle_no_more()
             return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
         told, self._told = self._told, False
         parked = idle_s > 0 and not told and self._listener.proved
@@ -309,13 +311,14 @@ class Worker(JobRunner):
         claims = await self._claim(wanted, idle_s if parked else 0)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
+        if claims.jobs and parked and self._listener.overslept:
+            self._listener.doubt()
         if claims.limited or len(claims.jobs) == free:
-            await self._listener.unlisten()  # there is more than we can take: no need to be told
-            return next_s if claims.limited else IDLE_LOOK_S
+            await self._idle_no_more()
+            return min(next_s, IDLE_LOOK_S) if claims.limited else IDLE_LOOK_S
         if len(claims.jobs) == wanted:
-            if parked and self._listener.overslept:  # those that listen, if any do, are deaf
-                await self._listener.listen(anyway=True)
             return 0
+        self._idled = True
         if not self._listener.connected and not self.burst:
             await self._listener.start()
         if (parked or not self._listener.listening) and await self._listener.listen():
@@ -328,6 +331,12 @@ class Worker(JobRunner):
         if self._listener.proved and wait_s > SOON_S:
             self._idle_s = wait_s
         return wait_s
+
+    async def _idle_no_more(self) -> None:
+        """There is more than we can take, and no need to be told; what we were told of, others may not know."""
+        if self._idled:
+            self._idled = False
+            await self._listener.unlisten()
 
     async def _claim(self, wanted: int, wait_s: float) -> Claims:
         """Claim up to so many jobs and start them; with ``wait_s`` the claim waits in Redis for so long at most."""
@@ -392,7 +401,11 @@ class Worker(JobRunner):
         if claim.lapsed and run and self._is_kept(run):  # it was ours, and we are at it still
             run.claim.lease.token = claim.lease.token
             return
+        hung = run is not None and run.task is not None and not run.task.done()
         run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
+        if hung:  # it does not end, though it was told to: others may try the job, but it does not run beside itself
+            self._settle(run, Settlement(claim.lease, "again", int(BLOCKED_LOOK_S * 1000), 0, ""))
+            return
         self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way
             self._settle_back(run, Again(counts=False))
@@ -409,31 +422,7 @@ class Worker(JobRunner):
         elif error := task.exception():
             logger.critical("job %s ended outside its bounds", run.claim.lease.job_id, exc_info=error)
 
-    # -- leases, aborts, health ----------------------------------------------------------------------------------
-
-    def _leases(self) -> list[Lease]:
-        return [run.claim.lease for run in list(self._runs.values()) if self._is_kept(run)]
-
-    @staticmethod
-    def _is_kept(run: Run) -> bool:
-        """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
-        return run.settling or run.ends_by > monotonic()
-
-    def _lose_from_thread(self, leases: list[Lease]) -> None:
-        self.loop.call_soon_threadsafe(self._lose, leases)
-
-    def _lose(self, leases: list[Lease]) -> None:
-        for lease in leases:
-            # By now the job may have ended, or be ours by another lease.
-            if (run := self._runs.get(lease.job_id)) and run.claim.lease == lease and not run.settling:
-                logger.warning("the lease of job %s is lost: another worker has it", lease.job_id)
-                run.interrupt(Cause.LOST)
-
-    async def _interrupt_aborted(self) -> None:
-        for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
-            # An older request was for a job that had this id before; of one that is not read yet, we know no time.
-            if (run := self._runs.get(keys.job_id(raw_id))) and run.begun and asked_ms >= run.job.enqueued_ms:
-                run.interrupt(Cause.ABORT)
+    # -- health -------------------------------------------------------------------------------------------------
 
     async def _pulse(self) -> None:
         said = ""

@@ -46,6 +46,9 @@ local blocked, limited = 0, 0
 
 local fence, paused = unpack(redis.call('MGET', KEYS[5], KEYS[2]))
 local late = tonumber(fence or 0) > tonumber(ARGV[3])
+if late and ARGV[13] == '1' then
+  redis.pcall('ZADD', KEYS[7], 0, '') -- it rang for one that is gone
+end
 if late or paused then
   return { false, late and 0 or 1, 0, 0, {}, {}, {}, {} }
 end
