@@ -102,12 +102,12 @@ class Keeper:
                 await asyncio.wait_for(self._stopping.wait(), TICK_S)
             now = monotonic()
             self._watch()
-            if self._ticks and self._listens():
-                with contextlib.suppress(*UNAVAILABLE):
-                    await self._ring((self._bell,), ())
             if now >= due or self._soon:
                 self._soon = False
                 due = now + (self._every_s if await self._renew() else RETRY_S)
+            if self._ticks and self._listens():
+                with contextlib.suppress(*UNAVAILABLE):
+                    await self._ring((self._bell,), ())
         self._wire.close()
 
     async def _renew(self) -> bool:
