@@ -32,7 +32,7 @@
             that lapsed; ids; due times; for each its payload and its count of tries that are over, each nil where there
             is none; for each the time of the request to abort it, nil for none, where there are any requests at all }
 ]]
-local FEW = 8 -- jobs: of a claim of no more, idle replicas are not told; of a larger one it does no harm
+local FEW = 8 -- jobs: of a claim of no more, those that listen are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
 local wanted, token = tonumber(ARGV[1]), ARGV[2]
 local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -61,7 +61,8 @@ if most_begun > 0 then
   wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
 end
 
-local ids, due_at, scores, over = {}, {}, {}, {}
+local ids, due_at, scores = {}, {}, {}
+local over = {} -- for each that had a lease which lapsed: 1 if that was a try
 local function take(id, due, score)
   local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PXAT', lapses_at)
   if taken then
