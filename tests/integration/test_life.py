@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from arq.cron import CronJob
 from app.components.worker.runtime import Worker, health
 from app.components.worker.runtime.scripts import RECONNECT
 from tests.conftest import eventually, free_port
+from tests.faults.proxy import Proxy
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue
 
 # -- the pulse ---------------------------------------------------------------------------------------------------
@@ -58,6 +60,28 @@ async def test_a_pulse_that_ends_ends_the_worker(redis: ArqRedis, redis_server: 
             await worker.async_run()
     await worker.close()
     assert await health.read(redis, QUEUE) == []
+
+
+# -- the stop ----------------------------------------------------------------------------------------------------
+
+
+async def test_leaves_the_registry_though_its_connections_are_cut(redis: ArqRedis, redis_server: RedisSettings) -> None:
+    proxy = Proxy(redis_server.port)
+    await proxy.start()
+
+    class Unlucky(Worker):
+        async def _give_back(self) -> None:
+            await super()._give_back()
+            proxy.cuts = {"request": 1, "reply": 1}
+
+    settings = replace(redis_server, host="127.0.0.1", port=proxy.port)
+    worker = Unlucky([echo], queue_name=QUEUE, redis_settings=settings, handle_signals=False, burst=True)
+    await worker.async_run()
+    assert [replica["replica"] for replica in await health.read(redis, QUEUE)] == [worker.replica]
+    await worker.close()
+    assert proxy.cuts == {"request": 0, "reply": 0}
+    assert await health.read(redis, QUEUE) == []
+    await proxy.stop()
 
 
 # -- Redis away --------------------------------------------------------------------------------------------------

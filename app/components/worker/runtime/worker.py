@@ -49,6 +49,7 @@ LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
 CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
 GIVE_BACK_S = 7.0  #: of which the last ends have the rest to be stored before the process ends without them
 FORGET_S = 1.0  #: what Redis has to take us out of the registry
+FORGET_AGAIN_S = 0.05
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 IDLE_LOOK_S = 5.0  #: between two looks of a worker that is told of new jobs
 SOON_S = 0.05  #: what is due by then is waited for here, since a claim that waits in Redis takes one job only
@@ -189,9 +190,7 @@ class Worker(JobRunner):
         try:
             if self._running:
                 await self._give_back()
-                with contextlib.suppress(*UNAVAILABLE):
-                    async with asyncio.timeout(FORGET_S):
-                        await health.forget(self.pool, self.queue_name, self.replica)
+                await self._sign_off()
         finally:
             try:
                 await self.shutdown()
@@ -228,6 +227,16 @@ class Worker(JobRunner):
         await self._keeper.stop()
         self._listener.close()
         self._wire.close()
+
+    async def _sign_off(self) -> None:
+        """Leave the registry; where that loses its connection, over another."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FORGET_S):
+                while not cancelled():
+                    with contextlib.suppress(*UNAVAILABLE):
+                        await health.forget(self.pool, self.queue_name, self.replica)
+                        return
+                    await asyncio.sleep(FORGET_AGAIN_S)
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once.
