@@ -160,11 +160,10 @@ async def listening_is(redis: ArqRedis, count: int) -> bool:
 async def test_who_can_take_no_more_has_another_listen(redis: ArqRedis, serve: MakeWorker) -> None:
     workers = [await serve(max_jobs=1) for _ in range(6)]
     await parked(*workers)
-    for _ in workers:
+    for running in range(1, 7):
         begun = monotonic()
         await enqueue(redis, "slow", 3)
-        running = sum(len(worker.tasks) for worker in workers)
-        await eventually(lambda before=running: sum(len(worker.tasks) for worker in workers) > before)  # type: ignore[misc]
+        await eventually(lambda n=running: sum(len(worker.tasks) for worker in workers) == n)  # type: ignore[misc]
         assert monotonic() - begun < 0.5, "a look comes after 4 s"
     assert await listening(redis) == 0
 
