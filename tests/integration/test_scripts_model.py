@@ -586,7 +586,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         found, lasting = self.dump()
         assert found == self.expected()
         for_ever = {QUEUE, keys.leases(QUEUE), keys.ABORT, keys.dead(QUEUE), keys.ticks(QUEUE), keys.bell(QUEUE)}
-        assert lasting <= for_ever | {keys.dead_letter(QUEUE, job_id) for job_id in self.dead}
+        assert lasting <= for_ever | {keys.letters(QUEUE)}
 
         leased = self.leased()
         assert not self.concurrency or len(leased) <= self.concurrency
@@ -634,6 +634,11 @@ class ScriptsMachine(RuleBasedStateMachine):
             keys.ABORT: self.aborts,
             keys.dead(QUEUE): {job_id: at for job_id, (at, _, _) in self.dead.items()},
             keys.begun(QUEUE): self.begun,
+            keys.letters(QUEUE): {
+                f"{what}:{job_id}": text
+                for job_id, (_, payload, letter) in self.dead.items()
+                for what, text in (("payload", payload), ("letter", letter))
+            },
             keys.bell(QUEUE): {"": 0.0} if self.rung else {},
             keys.ticks(QUEUE): {name: str(at).encode() for name, at in self.ticks.items()},
             keys.started(QUEUE, "first"): self.started,
@@ -644,10 +649,6 @@ class ScriptsMachine(RuleBasedStateMachine):
         whole |= {keys.RESULT + job_id: result for job_id, result in self.results.items()}
         whole |= {keys.unique(QUEUE, key): job_id.encode() for key, job_id in self.unique.items()}
         whole |= {keys.fence(w.scripts._name): str(w.fence).encode() for w in self.workers if w.fence}
-        whole |= {
-            keys.dead_letter(QUEUE, job_id): {"payload": payload, "letter": letter}
-            for job_id, (_, payload, letter) in self.dead.items()
-        }
         return {key: value for key, value in whole.items() if value}
 
     def teardown(self) -> None:

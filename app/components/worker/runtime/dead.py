@@ -22,16 +22,19 @@ async def ids(redis: Redis, queue_name: str, most: int = -1) -> list[str]:
     return [keys.job_id(raw_id) for raw_id in await redis.zrevrange(keys.dead(queue_name), 0, last)]
 
 
+def _fields(job_ids: Sequence[str]) -> list[str]:
+    return [field for job_id in job_ids for field in (f"letter:{job_id}", f"payload:{job_id}")]
+
+
 async def read(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[dict[str, Any]]:
     """Return the letters of these ids, less those that are gone: ``id``, ``payload`` as bytes, and what
     ``execution.dead_letter`` has written."""
-    async with redis.pipeline(transaction=False) as pipe:
-        for job_id in job_ids:
-            pipe.hmget(keys.dead_letter(queue_name, job_id), ["letter", "payload"])
-        found = await pipe.execute()
+    if not job_ids:
+        return []
+    found = await redis.hmget(keys.letters(queue_name), _fields(job_ids))  # type: ignore[misc]
     return [
         {"id": job_id, **json.loads(letter), "payload": payload}
-        for job_id, (letter, payload) in zip(job_ids, found, strict=True)
+        for job_id, letter, payload in zip(job_ids, found[::2], found[1::2], strict=True)
         if letter is not None
     ]
 
@@ -45,7 +48,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
     revived: list[str] = []
     for first in range(0, len(job_ids), BATCH):
         done = await put_back(
-            keys=[queue_name, keys.dead(queue_name), keys.ABORT],
+            keys=[queue_name, keys.dead(queue_name), keys.letters(queue_name), keys.ABORT],
             args=[
                 timestamp_ms(),
                 expires_extra_ms,
@@ -65,6 +68,6 @@ async def discard(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> int:
         return 0
     async with redis.pipeline(transaction=True) as pipe:
         pipe.zrem(keys.dead(queue_name), *job_ids)
-        pipe.unlink(*(keys.dead_letter(queue_name, job_id) for job_id in job_ids))
+        pipe.hdel(keys.letters(queue_name), *_fields(job_ids))
         removed, _ = await pipe.execute()
     return int(removed)

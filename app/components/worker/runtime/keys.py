@@ -91,6 +91,6 @@ def dead(queue_name: str) -> str:
     return f"worker:dead:{short_name(queue_name)}"
 
 
-def dead_letter(queue_name: str, job_id: str) -> str:
-    """Hash: one dead letter."""
-    return f"{dead(queue_name)}:{job_id}"
+def letters(queue_name: str) -> str:
+    """Hash: the queue's dead letters, of each ``letter:`` + id, what is told of its end, and ``payload:`` + id."""
+    return f"worker:letters:{short_name(queue_name)}"

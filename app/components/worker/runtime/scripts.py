@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
 from hashlib import sha1
@@ -69,6 +69,7 @@ class Lease:
 
     job_id: str
     token: str  #: of the claim that it came of; a later one's where it lapsed and its holder claimed it anew
+    tried: bool = field(default=False, compare=False)  #: there may be a count of tries, to go when the job ends
 
 
 class Claim(NamedTuple):
@@ -118,7 +119,11 @@ def _over(count: bytes | None) -> int:
 
 
 def _flat(leases: Iterable[Lease]) -> list[str]:
-    return [field for lease in leases for field in (lease.job_id, lease.token)]
+    return [part for lease in leases for part in (lease.job_id, lease.token)]
+
+
+def _in_common(end: Settlement) -> tuple[Any, ...]:
+    return end.lease.token, end.lease.tried, end.kind, end.amount, end.last, end.payload
 
 
 class Scripts:
@@ -163,18 +168,20 @@ class Scripts:
         """Claim up to so many jobs; with ``wait``, which runs a command some time, they count as tried once renewed."""
         self._claims += 1
         token = f"{self._name}:{self._claims}"
-        wait_ms, blocked, limited, lapsed, ids, due_at, found, aborts = await self._claim(
+        wait_ms, blocked, limited, lapsed, *of_jobs = await self._claim(
             self._claim_keys, (wanted, token, self._claims, *self._claim_args, int(wait is not None)), wait
         )
         jobs = []
-        of_each = zip(ids, due_at, found[::2], found[1::2], aborts or repeat(None), strict=False)
-        for n, (raw_id, due, payload, tries, abort) in enumerate(of_each):
+        ids, due_at, payloads, tries, aborts = of_jobs
+        of_each = zip(ids, due_at, payloads, tries or repeat(None), aborts or repeat(None), strict=False)
+        for n, (raw_id, due, payload, over, abort) in enumerate(of_each):
             try:
                 job_id = raw_id.decode()
             except UnicodeDecodeError:
                 job_id = await self._readable(raw_id, token)
             asked = float(abort) if abort else None
-            jobs.append(Claim(Lease(job_id, token), int(float(due)), _over(tries) + 1, n < lapsed, asked, payload))
+            lease = Lease(job_id, token, bool(tries))
+            jobs.append(Claim(lease, int(float(due)), _over(over) + 1, n < lapsed, asked, payload))
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
     async def _readable(self, raw_id: bytes, token: str) -> str:
@@ -189,12 +196,14 @@ class Scripts:
 
     async def renew(self, leases: Iterable[Lease]) -> list[Lease]:
         """Renew leases; return copies of those that are lost."""
-        flat = _flat(leases)
-        if not flat:
+        leases = list(leases)
+        if not leases:
             return []
+        for lease in leases:
+            lease.tried = True  # by others, where it had lapsed, and they are gone
         lost = await self._renew(
             keys=[self._queue, keys.leases(self._queue)],
-            args=[self._lease_ms, keys.IN_PROGRESS, *flat],
+            args=[self._lease_ms, keys.IN_PROGRESS, *_flat(leases)],
         )
         return [Lease(keys.job_id(raw_id), token.decode()) for raw_id, token in lost]
 
@@ -208,14 +217,13 @@ class Scripts:
 
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
         """End claims; return a ``Reply`` for each."""
-        flat = [field for end in batch for field in (end.lease.job_id, end.data)]
-        heads = groupby(batch, lambda end: (end.lease.token, end.kind, end.amount, end.last, end.payload))
-        for (token, kind, amount, last, payload), alike in heads:
-            flat += (token, kind, amount, last, len(list(alike)))
+        flat = [part for end in batch for part in (end.lease.job_id, end.data)]
+        for (token, tried, kind, amount, last, payload), alike in groupby(batch, _in_common):
+            flat += (token, int(tried), kind, amount, last, len(list(alike)))
             if kind == "dead":
                 flat.append(payload)
         settled: list[int] = await self._settle(
-            keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue)],
+            keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue), keys.letters(self._queue)],
             args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat],
         )
-        return settled
+        return settled or [Reply.DONE] * len(batch)

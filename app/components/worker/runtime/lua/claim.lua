@@ -29,8 +29,8 @@
 
   Returns { ms after which to look again, nil for never or where it got as many jobs as it wanted; 1 if jobs may be due
             that cannot be had now; 1 if the rate limit is reached; how many of the jobs, the first ones, had a lease
-            that lapsed; ids; due times; for each its payload and its count of tries that are over, each nil where there
-            is none; for each the time of the request to abort it, nil for none, where there are any requests at all }
+            that lapsed; ids; due times; payloads, nil for none; counts of tries that are over, nil for none, or nothing
+            where there are none at all; times of the requests to abort them, in the same way }
 ]]
 local FEW = 8 -- jobs: of a claim of no more, those that listen are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
@@ -50,7 +50,7 @@ if late and ARGV[13] == '1' then
   redis.pcall('ZADD', KEYS[7], 0, '') -- it rang for one that is gone
 end
 if late or paused then
-  return { false, late and 0 or 1, 0, 0, {}, {}, {}, {} }
+  return { false, late and 0 or 1, 0, 0, {}, {}, {}, {}, {} }
 end
 if most_begun > 0 then
   local oldest = redis.call('LINDEX', begun, 0)
@@ -61,25 +61,24 @@ if most_begun > 0 then
   wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
 end
 
-local ids, due_at, scores = {}, {}, {}
-local over = {} -- for each that had a lease which lapsed: 1 if that was a try
-local function take(id, due, score)
+local count, ids, due_at, scores = 0, {}, {}, {}
+local over = {} -- for each that had a lease which lapsed: whether that was a try
+local function take(id, due, score, odd)
   local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PXAT', lapses_at)
   if taken then
-    local at = tonumber(score)
-    if at < 0 or at >= 2 ^ 53 then -- no time, and nothing can be added to what is infinite
+    if odd then -- the score may be no time, and nothing can be added to what is infinite
       redis.call('ZREM', queue, id)
       due, score = math.max(due, 0), 0
     end
-    local n = #ids + 1
-    ids[n], due_at[n], scores[n] = id, due, score
+    count = count + 1
+    ids[count], due_at[count], scores[count] = id, due, score
   end
   return taken
 end
 
-while #ids < wanted do
+while count < wanted do
   -- A lease holds during its last millisecond, as its mark does. Those that we took are still at the head.
-  local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'WITHSCORES', 'LIMIT', #ids, wanted - #ids)
+  local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'WITHSCORES', 'LIMIT', count, wanted - count)
   if #page == 0 then
     break
   end
@@ -88,14 +87,14 @@ while #ids < wanted do
     local score = redis.call('ZSCORE', queue, id)
     if not score then
       redis.call('ZREM', leases, id) -- it ended in a stock worker
-    elseif take(id, now, score) then
-      over[#ids] = lapsed_at % 1 == 0 and 1 or 0
+    elseif take(id, now, score, tonumber(score) < 0 or tonumber(score) >= 2 ^ 53) then
+      over[count] = lapsed_at % 1 == 0
     else
       redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it
     end
   end
 end
-local lapsed = #ids
+local lapsed = count
 if most_running > 0 then
   local free = math.max(0, most_running - redis.call('ZCARD', leases))
   blocked = lapsed + free < wanted and 1 or 0
@@ -104,52 +103,60 @@ end
 
 -- arq rounds its clock to the millisecond: a job enqueued just now may be due half of one from now. Those that a stock
 -- worker runs are at the head too, so that the first page may hold none that is free.
-local page, offset = wanted - #ids + 20, 0
-while #ids < wanted do
+local page, offset = wanted - count, 0
+while count < wanted do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES', 'LIMIT', offset, page)
+  local odd = due[2] and tonumber(due[2]) < 0 -- the first is the least
   for i = 1, #due, 2 do
-    if #ids == wanted then
+    local id, score = due[i], due[i + 1]
+    if count == wanted then
       break
     end
-    if not take(due[i], due[i + 1], due[i + 1]) and redis.call('GET', in_progress .. due[i]) ~= token then
+    if not take(id, score, score, odd) and redis.call('GET', in_progress .. id) ~= token then
       blocked = 1
     end
   end
   if #due < 2 * page then
     break
   end
-  offset = offset + page
+  offset, page = offset + page, 2 * page + 20
 end
 
-local found, aborts = {}, {}
-if #ids > 0 then
-  local aside, entries, wants = {}, {}, {}
-  for i, id in ipairs(ids) do
-    aside[2 * i - 1], aside[2 * i] = ends_at, id
-    entries[2 * i - 1], entries[2 * i] = i > lapsed and leased_until or lapses_at, id
-    wants[2 * i - 1], wants[2 * i] = job .. id, retry .. id
+local payloads, tries, aborts = {}, {}, {}
+if count > 0 then
+  local aside, entries, counts = {}, {}, {}
+  for i = 1, count do
+    local id = ids[i]
+    aside[2 * i - 1] = ends_at
+    aside[2 * i] = id
+    entries[2 * i - 1] = i > lapsed and leased_until or lapses_at
+    entries[2 * i] = id
+    payloads[i], counts[i] = job .. id, retry .. id
   end
-  if #ids > FEW then
+  if count > FEW then
     redis.call('ZADD', queue, unpack(aside))
   else
-    for i, id in ipairs(ids) do -- which is another event than that of a new job
-      redis.call('ZINCRBY', queue, ends_at - scores[i], id)
+    for i = 1, count do -- which is another event than that of a new job
+      redis.call('ZINCRBY', queue, ends_at - scores[i], ids[i])
     end
   end
   redis.call('ZADD', leases, unpack(entries))
   if most_begun > 0 then
     local times = {}
-    for i = 1, #ids do
+    for i = 1, count do
       times[i] = now
     end
     redis.call('RPUSH', begun, unpack(times))
     redis.call('PEXPIRE', begun, period)
   end
-  found = redis.call('MGET', unpack(wants))
+  payloads = redis.call('MGET', unpack(payloads))
+  if lapsed > 0 or redis.call('EXISTS', unpack(counts)) > 0 then -- hardly ever
+    tries = redis.call('MGET', unpack(counts))
+  end
   for i = 1, lapsed do
-    if over[i] > 0 then -- the try of a worker that is gone
-      found[2 * i] = string.format('%.0f', (tonumber(found[2 * i] or 0) or 0) + 1)
-      redis.call('SET', wants[2 * i], found[2 * i], 'EX', ARGV[6])
+    if over[i] then -- the try of a worker that is gone
+      tries[i] = string.format('%.0f', (tonumber(tries[i] or 0) or 0) + 1)
+      redis.call('SET', counts[i], tries[i], 'EX', ARGV[6])
     end
   end
   if redis.call('EXISTS', abort) == 1 then
@@ -158,7 +165,7 @@ if #ids > 0 then
 end
 
 local next_look
-if #ids < tonumber(ARGV[1]) then
+if count < tonumber(ARGV[1]) then
   next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
   local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
   if lapses and (not next_look or lapses < next_look) then
@@ -173,4 +180,4 @@ if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
 end
 -- Producers write any score; of one beyond what an integer holds, the reply would hold a negative one.
 local look_after = next_look and math.min(math.max(0, next_look - now), 2 ^ 53) or false
-return { look_after, blocked, limited, lapsed, ids, due_at, found, aborts }
+return { look_after, blocked, limited, lapsed, ids, due_at, payloads, tries, aborts }

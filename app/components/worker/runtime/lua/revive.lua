@@ -3,7 +3,8 @@
 
   KEYS[1]  queue, sorted set
   KEYS[2]  dead letters, sorted set: ids by time of death
-  KEYS[3]  sorted set: ids of jobs to abort; a request that came after the death is not for the job that is revived
+  KEYS[3]  dead letters, hash: 'letter:' .. id and 'payload:' .. id
+  KEYS[4]  sorted set: ids of jobs to abort; a request that came after the death is not for the job that is revived
 
   ARGV[1]  now, ms since the epoch
   ARGV[2]  ms to keep the payload
@@ -14,17 +15,18 @@
 
   Returns the ids that are queued now; left out are those whose payload is gone, or whose id is in use again.
 ]]
-local queue, dead = KEYS[1], KEYS[2]
+local queue, dead, letters, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local revived = {}
 
 for n = 6, #ARGV do
   local id = ARGV[n]
-  local payload = redis.call('HGET', dead .. ':' .. id, 'payload')
+  local payload = redis.call('HGET', letters, 'payload:' .. id)
   if payload and payload ~= '' and redis.call('EXISTS', ARGV[3] .. id) == 0 then
     redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
-    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id, dead .. ':' .. id)
+    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id)
+    redis.call('HDEL', letters, 'payload:' .. id, 'letter:' .. id)
     redis.call('ZREM', dead, id)
-    redis.call('ZREM', KEYS[3], id)
+    redis.call('ZREM', abort, id)
     redis.call('ZADD', queue, ARGV[1], id)
     revived[#revived + 1] = id
   end

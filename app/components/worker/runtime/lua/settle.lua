@@ -8,6 +8,7 @@
   KEYS[2]  leases, sorted set
   KEYS[3]  sorted set: ids of jobs to abort
   KEYS[4]  dead letters, sorted set: ids by time of death
+  KEYS[5]  dead letters, hash: 'letter:' .. id and 'payload:' .. id
 
   ARGV[1]  most dead letters to keep
   ARGV[2]  seconds to keep the count of tries
@@ -16,22 +17,24 @@
   ARGV[5]  prefix of keys that count the tries that are over
   ARGV[6]  prefix of result keys
   ARGV[7]  how many jobs there are, and two for each: id and data
-  and five for each run of jobs that end alike, in order: token, kind, amount, last, how many they are; 'dead' a sixth
+  and six for each run of jobs that end alike, in order: token, 1 if there may be counts of their tries, kind, amount,
+  last, how many they are; 'dead' a seventh
   'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
            (0 to remove it; a cron job's keeps a late replica from running it again)
-  'dead'   the same, but last is what the dead letter says, JSON, and the sixth its payload, which may have expired here
+  'dead'   the same, but last is what the dead letter says, JSON, and the seventh its payload, which may have expired here
   'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
   'back'   data: due time in ms; the try does not count
 
   Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
-  is somebody else's now, -2 if it cannot be given back, since its payload has expired.
+  is somebody else's now, -2 if it cannot be given back, since its payload has expired; nothing where all are 1.
 ]]
-local queue, leases, abort, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local queue, leases, abort, dead, letters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local jobs = tonumber(ARGV[7])
-local marks, settled, again, left, ended, garbage, counts = {}, {}, {}, {}, {}, {}, {}
+local marks, settled, again, back, ended, garbage = {}, {}, {}, {}, {}, {}
+local all_done = true
 
 for i = 1, jobs do
   marks[i] = in_progress .. ARGV[6 + 2 * i]
@@ -39,24 +42,42 @@ end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-local head = 8 + 2 * jobs
-while head <= #ARGV do
-  local token, kind, amount, last, alike, payload = unpack(ARGV, head, head + 5)
-  local back = kind == 'again' or kind == 'back'
-  head = head + (kind == 'dead' and 6 or 5)
+local head, i = 8 + 2 * jobs, 0
+while i < jobs do
+  local token, tried, kind, amount, last, alike, payload = unpack(ARGV, head, head + 6)
+  local ends = kind == 'end' or kind == 'dead'
+  head = head + (kind == 'dead' and 7 or 6)
   local keep_until = amount ~= '0' and string.format('%d', now + amount)
-  for i = #settled + 1, #settled + alike do
+  for _ = 1, alike do
+    i = i + 1
     local id, data, mark, holder = ARGV[6 + 2 * i], ARGV[7 + 2 * i], marks[i], holders[i]
-    local ours = holder == token
-    if not holder and redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id) then
-      ours = true
-    end
-    settled[i] = ours and 1 or 0
-    if not ours and holder and not back and redis.call('ZSCORE', queue, id) then
-      settled[i] = -1 -- of one that went back this says nothing: it may have been claimed since
-    elseif ours and back and redis.call('EXISTS', job .. id) == 0 then
-      settled[i] = -2
-    elseif ours and back then
+    local reply = 1
+    if holder ~= token and (holder or not (redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id))) then
+      -- Of one that goes back somebody else's mark says nothing: it may have been claimed since.
+      reply = holder and ends and redis.call('ZSCORE', queue, id) and -1 or 0
+    elseif not ends and redis.call('EXISTS', job .. id) == 0 then
+      reply = -2
+    elseif ends then
+      if data ~= '' and keep_until then
+        redis.call('SET', result .. id, data, 'PXAT', keep_until)
+      elseif data ~= '' then
+        redis.call('SET', result .. id, data)
+      end
+      if kind == 'dead' then
+        redis.call('HSET', letters, 'payload:' .. id, payload, 'letter:' .. id, last)
+        redis.call('ZADD', dead, now, id)
+      end
+      garbage[#garbage + 1] = job .. id
+      if kind == 'end' and last ~= '0' then
+        redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
+      else
+        garbage[#garbage + 1] = mark
+      end
+      if tried == '1' or not holder then -- others may have tried it since the lease lapsed
+        garbage[#garbage + 1] = retry .. id
+      end
+      ended[#ended + 1] = id
+    else
       if kind == 'again' then
         if amount ~= '0' then
           redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
@@ -64,52 +85,34 @@ while head <= #ARGV do
         data = now + data
       end
       again[#again + 1], again[#again + 2] = data, id
-      left[#left + 1] = id
+      back[#back + 1] = id
       garbage[#garbage + 1] = mark
-    elseif ours then
-      if data ~= '' and keep_until then
-        redis.call('SET', result .. id, data, 'PXAT', keep_until)
-      elseif data ~= '' then
-        redis.call('SET', result .. id, data)
-      end
-      if kind == 'dead' then
-        redis.call('HSET', dead .. ':' .. id, 'payload', payload, 'letter', last)
-        redis.call('ZADD', dead, now, id)
-      end
-      if kind == 'end' and last ~= '0' then
-        redis.call('SET', mark, 1, 'PX', last) -- no token of ours: the lease is over, also for copies of this
-      else
-        garbage[#garbage + 1] = mark
-      end
-      left[#left + 1], ended[#ended + 1] = id, id
-      garbage[#garbage + 1] = job .. id
-      counts[#counts + 1] = retry .. id
     end
+    settled[i] = reply
+    all_done = all_done and reply == 1
   end
 end
 
-if #again > 0 then
+if #back > 0 then
   -- Once: each is an event that workers hear of. XX: a job that was purged meanwhile stays away.
   redis.call('ZADD', queue, 'XX', unpack(again))
-end
-if #left > 0 then
-  redis.call('ZREM', leases, unpack(left))
-  redis.call('UNLINK', unpack(garbage))
+  redis.call('ZREM', leases, unpack(back))
 end
 if #ended > 0 then
-  if redis.call('EXISTS', unpack(counts)) > 0 then -- hardly ever, and to look is less than to remove what is not there
-    redis.call('UNLINK', unpack(counts))
-  end
+  redis.call('ZREM', leases, unpack(ended))
   redis.call('ZREM', queue, unpack(ended))
   if redis.call('EXISTS', abort) == 1 then
     redis.call('ZREM', abort, unpack(ended))
   end
 end
+if #garbage > 0 then
+  redis.call('UNLINK', unpack(garbage))
+end
 local too_many = redis.call('ZCARD', dead) - ARGV[1]
 if too_many > 0 then
   local oldest = redis.call('ZPOPMIN', dead, too_many)
-  for i = 1, #oldest, 2 do
-    redis.call('UNLINK', dead .. ':' .. oldest[i])
+  for n = 1, #oldest, 2 do
+    redis.call('HDEL', letters, 'payload:' .. oldest[n], 'letter:' .. oldest[n])
   end
 end
-return settled
+return all_done and {} or settled
