@@ -29,7 +29,7 @@ from .commits import MOST_JOBS, Commits
 from .connection import prepare
 from .cron import Cron
 from .execution import Again, Cause, Run
-from .keeper import Keeper
+from .keeper import OTHERS_FIRST_S, Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
@@ -56,7 +56,6 @@ SOON_S = 0.05  #: what is due by then is waited for here, since a claim that wai
 BLOCKED_LOOK_S = 1.0  #: while jobs are due that stock workers run, or that have to wait for others to end
 KEEP_ABORTS_S = 86_400  #: for jobs that are queued; those of jobs that had ended are left over
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
-OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
 
 
 class Worker(JobRunner):
@@ -313,6 +312,8 @@ class Worker(JobRunner):
         if not self.allow_pick_jobs or wanted <= 0:
             await self._idle_no_more()
             return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
+        if wait_s := self._keeper.others_first_s:
+            return wait_s
         told, self._told = self._told, False
         parked = idle_s > 0 and not told and self._listener.proved
         if parked:
@@ -322,7 +323,8 @@ class Worker(JobRunner):
         self._dry = not (claims.jobs or claims.blocked or claims.limited)
         if claims.jobs and parked and self._listener.overslept:
             self._listener.doubt()
-        if claims.limited or len(claims.jobs) == free:
+        # The first ones may have been our own, whose leases had lapsed, and took no slot.
+        if claims.limited or (len(claims.jobs) == free and not claims.jobs[0].lapsed):
             await self._idle_no_more()
             return min(next_s, IDLE_LOOK_S) if claims.limited else IDLE_LOOK_S
         if len(claims.jobs) == wanted:
@@ -408,12 +410,12 @@ class Worker(JobRunner):
     def _start(self, claim: Claim) -> None:
         run = self._runs.get(claim.lease.job_id)
         if claim.lapsed and run and self._is_kept(run):  # it was ours, and we are at it still
-            run.claim.lease.token = claim.lease.token
+            run.claim.lease.token, run.claim.lease.tried = claim.lease.token, claim.lease.tried
             return
         hung = run is not None and run.task is not None and not run.task.done()
         run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
         if hung:  # it does not end, though it was told to: others may try the job, but it does not run beside itself
-            self._settle(run, Settlement(claim.lease, "again", int(BLOCKED_LOOK_S * 1000), 0, ""))
+            self._settle(run, Settlement(claim.lease, "again", int(self._peers.leave() * 1000), 0, ""))
             return
         self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way
