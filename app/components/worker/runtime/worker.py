@@ -229,13 +229,13 @@ class Worker(JobRunner):
 
     async def _sign_off(self) -> None:
         """Leave the registry; where that loses its connection, over another."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FORGET_S):
-                while not cancelled():
-                    with contextlib.suppress(*UNAVAILABLE):
-                        await health.forget(self.pool, self.queue_name, self.replica)
-                        return
-                    await asyncio.sleep(FORGET_AGAIN_S)
+        until = self.loop.time() + FORGET_S
+        while self.loop.time() < until:
+            with contextlib.suppress(*UNAVAILABLE):
+                async with asyncio.timeout_at(until):
+                    await health.forget(self.pool, self.queue_name, self.replica)
+                    return
+            await asyncio.sleep(FORGET_AGAIN_S)
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once.
