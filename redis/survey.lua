@@ -23,7 +23,7 @@ local function survey()
         found.results = found.results + 1
       elseif key:find('^arq:queue') and redis.call('TYPE', key).ok == 'zset' then
         found.queues[key] = redis.call('ZCARD', key)
-      elseif key:find('^worker:dead:') then
+      elseif key:find('^worker:dead:') and redis.call('TYPE', key).ok == 'zset' then
         found.dead[key:sub(13)] = redis.call('ZCARD', key)
       end
       local expires = delay > 0 and redis.call('PEXPIRETIME', key) or -1

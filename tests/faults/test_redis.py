@@ -60,8 +60,9 @@ async def test_redis_that_loads(arena: Arena) -> None:
     assert taken.repeats == 0
 
 
+@pytest.mark.parametrize("stands_still", [False, True], ids=["killed", "stands still"])
 @pytest.mark.parametrize("arena", [ALWAYS], indirect=True, ids=["always"])
-async def test_redis_away_while_all_workers_live(arena: Arena) -> None:
+async def test_redis_away_while_all_workers_live(arena: Arena, stands_still: bool) -> None:
     """For longer than a lease: each renews its own before others claim, so that nothing runs twice."""
     await arena.fleet.start(3)
     gone = False
@@ -71,9 +72,14 @@ async def test_redis_away_while_all_workers_live(arena: Arena) -> None:
         if not gone:
             gone = True
             arena.fleet.faults += 1
-            arena.server.kill()
-            await asyncio.sleep(LEASE_S * 1.2)
-            await arena.server.start()
+            if stands_still:
+                arena.server.pause()
+                await asyncio.sleep(LEASE_S * 1.2)
+                arena.server.resume()
+            else:
+                arena.server.kill()
+                await asyncio.sleep(LEASE_S * 1.2)
+                await arena.server.start()
 
     taken = await arena.run(strike, every_s=0.3, drained_within_s=60)
     assert gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -329,3 +330,60 @@ async def test_more_than_a_listener_may_be_sent_is_claimed_at_once(
     assert [await result(job) for job in jobs if job] == [1 << 20] * 40
     assert worker.jobs_complete == 41
     assert "unavailable" not in caplog.text
+
+
+# -- after an outage -----------------------------------------------------------------------------------------------
+
+
+async def test_nobody_claims_until_others_had_time_to_renew(redis: ArqRedis) -> None:
+    """Where for two thirds of a lease nobody claimed or renewed, and one has lapsed, Redis was away."""
+    ours, others = scripts_of(redis, lease_s=3), scripts_of(redis, lease_s=3)
+    for job_id in "ab":
+        await enqueue(redis, "echo", _job_id=job_id)
+    (held,) = (await ours.claim(1)).jobs
+    await redis.delete(keys.IN_PROGRESS + held.lease.job_id)
+    await redis.zadd(keys.leases(QUEUE), {held.lease.job_id: 1})
+    await redis.set(keys.seen(QUEUE), int(time.time() * 1000) - 2000)
+
+    assert await others.claim(2) == ([], 1.5, True, False)
+    assert await ours.renew([held.lease]) == []
+    waits = await others.claim(2)
+    assert waits.jobs == []
+    assert 1 < waits.wait_s <= 1.5  # type: ignore[operator]
+    await asyncio.sleep(waits.wait_s + 0.01)  # type: ignore[operator]
+    assert [claim.lease.job_id for claim in (await others.claim(2)).jobs] == ["b"]
+
+
+@pytest.mark.parametrize("ago_s", [1, -3600], ids=["somebody was there", "the clock went back"])
+async def test_a_lapsed_lease_is_not_waited_for_without_an_outage(redis: ArqRedis, ago_s: int) -> None:
+    await enqueue(redis, "echo")
+    (lost,) = (await scripts_of(redis, lease_s=3).claim(1)).jobs
+    await redis.delete(keys.IN_PROGRESS + lost.lease.job_id)
+    await redis.zadd(keys.leases(QUEUE), {lost.lease.job_id: 1})
+    await redis.set(keys.seen(QUEUE), int((time.time() - ago_s) * 1000))
+    assert len((await scripts_of(redis, lease_s=3).claim(1)).jobs) == 1
+
+
+async def test_renewals_tell_that_somebody_is_there(redis: ArqRedis) -> None:
+    await enqueue(redis, "echo")
+    ours = scripts_of(redis, lease_s=3)
+    (held,) = (await ours.claim(1)).jobs
+    await redis.set(keys.seen(QUEUE), 1)
+    await ours.renew([held.lease])
+    assert float(await redis.get(keys.seen(QUEUE))) > time.time() * 1000 - 1000
+    await redis.zadd(keys.leases(QUEUE), {"lapsed": 1})
+    await redis.set(keys.seen(QUEUE), 1)
+    await ours.renew([held.lease])
+    assert float(await redis.get(keys.seen(QUEUE))) > time.time() * 1000 + 1000, "the first to notice"
+
+
+async def test_jobs_before_the_epoch_hide_none(redis: ArqRedis) -> None:
+    """Whose score a claim has to remove first, so that its pages move."""
+    jobs = {f"odd {n}": -1 - n for n in range(3)} | {f"job {n}": n for n in range(10)}
+    for job_id in jobs:
+        await redis.set(keys.JOB + job_id, b"x")
+    await redis.zadd(QUEUE, jobs)
+    await redis.set(keys.IN_PROGRESS + "job 0", b"1", px=60_000)
+    claims = await scripts_of(redis).claim(10)
+    assert len(claims.jobs) == 10
+    assert len((await scripts_of(redis).claim(10)).jobs) == 2

@@ -24,7 +24,7 @@ DEAD, DEFERRED = 5, 3
 PUT = """
 for i = 1, ARGV[1] do
   redis.call('ZADD', 'worker:dead:system', i, 'dead-' .. i)
-  redis.call('HSET', 'worker:dead:system:dead-' .. i, 'letter', '{}', 'payload', 'x')
+  redis.call('HSET', 'worker:letters:system', 'letter:dead-' .. i, '{}', 'payload:dead-' .. i, 'x')
 end
 for i = 1, ARGV[2] do
   redis.call('ZADD', 'arq:queue:media', 4e12 + i, 'deferred-' .. i)
@@ -86,9 +86,12 @@ def is_done(stack: Stack, ids: list[str], within_s: float = 60) -> bool:
 
 
 def has_what_was_put(stack: Stack) -> bool:
-    letters, deferred = stack.redis("zcard", "worker:dead:system"), stack.redis("zcard", "arq:queue:media")
+    counts = [
+        stack.redis(*command.split())
+        for command in ("zcard worker:dead:system", "hlen worker:letters:system", "zcard arq:queue:media")
+    ]
     payloads = keys(stack, "arq:job:deferred-")
-    return (letters, deferred, payloads) == (str(DEAD), str(DEFERRED), {str(i + 1) for i in range(DEFERRED)})
+    return (counts, payloads) == ([str(DEAD), str(2 * DEAD), str(DEFERRED)], {str(i + 1) for i in range(DEFERRED)})
 
 
 def running(stack: Stack) -> list[str]:

@@ -10,7 +10,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from math import inf
 from time import monotonic
 
 from redis.asyncio import ConnectionPool
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.25
 RETRY_S = 0.5
 RENEWALS_PER_LEASE = 3
-OTHERS_FIRST_S = 1.5  #: after an outage, for other workers to renew the leases that lapsed during it
 JOIN_S = 0.5  #: a thread that waits for Redis ends by itself, later
 BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 
@@ -53,7 +51,6 @@ class Keeper:
         listens: Callable[[], bool],
         bell: str,
     ) -> None:
-        self._lease_s = lease_s
         self._every_s = lease_s / RENEWALS_PER_LEASE
         self._wire = Wire(pool, timeout_s=self._every_s / 2)  # so that there is time for another try
         self._scripts = scripts(self._wire.call)
@@ -66,8 +63,6 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
         self._soon = False
-        self._renewed, self._back = monotonic(), -inf
-        self._failing = False
         self._turned, self._ticks, self._logged = True, 0, False
         self._turn: asyncio.TimerHandle | None = None
         self._ready = threading.Event()
@@ -81,12 +76,6 @@ class Keeper:
     def renew_soon(self) -> None:
         """Renew at the next tick."""
         self._soon = True
-
-    @property
-    def others_first_s(self) -> float:
-        """Seconds for which no job is to be claimed: our leases cannot be renewed, or others may be about to renew
-        theirs, which lapsed while Redis was away. A worker that was full all the time has no other way to know."""
-        return RETRY_S if self._failing else max(0.0, self._back + OTHERS_FIRST_S - monotonic())
 
     def check(self) -> None:
         """Raise ``RuntimeError`` where the thread has ended, which it does not by itself."""
@@ -126,12 +115,7 @@ class Keeper:
             lost = await self._scripts.renew(self._leases())
         except UNAVAILABLE as error:
             logger.warning("leases cannot be renewed: %s", error or type(error).__name__)
-            self._failing = True
             return False
-        now = monotonic()
-        if self._failing and now - self._renewed > self._lease_s / 2:
-            self._back = now
-        self._renewed, self._failing = now, False
         if lost:
             self._lost(lost)
         return True

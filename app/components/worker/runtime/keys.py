@@ -46,6 +46,11 @@ def leases(queue_name: str) -> str:
     return f"worker:leases:{short_name(queue_name)}"
 
 
+def seen(queue_name: str) -> str:
+    """Integer: when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim."""
+    return f"worker:seen:{short_name(queue_name)}"
+
+
 def fence(worker: str) -> str:
     """Integer: the lowest number that a claim of this worker may have."""
     return f"worker:fence:{worker}"

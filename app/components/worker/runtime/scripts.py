@@ -156,6 +156,7 @@ class Scripts:
             keys.fence(self._name),
             keys.begun(queue_name),
             keys.bell(queue_name),
+            keys.seen(queue_name),
         )
         limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
         times = (self._lease_ms, int(ends_s * 1000), KEEP_TRIES_S)
@@ -202,7 +203,7 @@ class Scripts:
         for lease in leases:
             lease.tried = True  # by others, where it had lapsed, and they are gone
         lost = await self._renew(
-            keys=[self._queue, keys.leases(self._queue)],
+            keys=[self._queue, keys.leases(self._queue), keys.seen(self._queue)],
             args=[self._lease_ms, keys.IN_PROGRESS, *_flat(leases)],
         )
         return [Lease(keys.job_id(raw_id), token.decode()) for raw_id, token in lost]

@@ -29,7 +29,7 @@ from .commits import MOST_JOBS, Commits
 from .connection import prepare
 from .cron import Cron
 from .execution import Again, Cause, Run
-from .keeper import OTHERS_FIRST_S, Keeper
+from .keeper import Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
@@ -266,7 +266,6 @@ class Worker(JobRunner):
     # -- claiming ------------------------------------------------------------------------------------------------
 
     async def _serve(self, pulse: asyncio.Task[None]) -> None:
-        answered = monotonic()
         while not self._is_over():
             self._commits.check()
             self._keeper.check()
@@ -274,7 +273,7 @@ class Worker(JobRunner):
                 pulse.result()
             try:
                 if self._failures:
-                    await self._return(monotonic() - answered)
+                    await self._return()
                 if self._stated is None:
                     await self.record_health()  # before the first claim: others go by it
                 wait_s = await self._look()
@@ -285,20 +284,18 @@ class Worker(JobRunner):
                 logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
                 await self._pause(wait_s)
                 continue
-            self._failures, answered = 0, monotonic()
+            self._failures = 0
             if not (self._is_over() or self._idle_s):
                 await self._nap(wait_s)
         with contextlib.suppress(*UNAVAILABLE):
             async with asyncio.timeout(LAST_CALL_S):
                 await self._listener.unlisten()
 
-    async def _return(self, away_s: float) -> None:
-        """Renew our own leases and give back claims that we never heard of, and let others renew theirs."""
+    async def _return(self) -> None:
+        """Renew our own leases and give back claims that we never heard of."""
         self._lose(await self._scripts.renew(self._leases()))
         await self._scripts.recall([run.claim.lease for run in self._runs.values()])
         self._peers.doubt()
-        if away_s > self.lease_s / 2:
-            await self._pause(OTHERS_FIRST_S)
 
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
@@ -312,8 +309,6 @@ class Worker(JobRunner):
         if not self.allow_pick_jobs or wanted <= 0:
             await self._idle_no_more()
             return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
-        if wait_s := self._keeper.others_first_s:
-            return wait_s
         told, self._told = self._told, False
         parked = idle_s > 0 and not told and self._listener.proved
         if parked:
@@ -415,7 +410,8 @@ class Worker(JobRunner):
         hung = run is not None and run.task is not None and not run.task.done()
         run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
         if hung:  # it does not end, though it was told to: others may try the job, but it does not run beside itself
-            self._settle(run, Settlement(claim.lease, "again", int(self._peers.leave() * 1000), 0, ""))
+            wait_ms = int(max(BLOCKED_LOOK_S, self._peers.leave()) * 1000)
+            self._settle(run, Settlement(claim.lease, "again", wait_ms, 0, ""))
             return
         self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way

@@ -11,6 +11,7 @@
   KEYS[5]  the worker's fence: claims with a lower number come too late
   KEYS[6]  list: the times in ms at which the jobs of the last period were claimed
   KEYS[7]  bell, sorted set: another worker that idles waits for a member; it gets one where due jobs are left
+  KEYS[8]  when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim
 
   ARGV[1]  most jobs to claim
   ARGV[2]  token, of this claim alone
@@ -44,7 +45,7 @@ local lapses_at, ends_at = string.format('%d', now + ARGV[4]), string.format('%d
 local leased_until = ARGV[13] == '1' and lapses_at .. '.5' or lapses_at -- for jobs that had no lease before
 local blocked, limited = 0, 0
 
-local fence, paused = unpack(redis.call('MGET', KEYS[5], KEYS[2]))
+local fence, paused, seen = unpack(redis.call('MGET', KEYS[5], KEYS[2], KEYS[8]))
 local late = tonumber(fence or 0) > tonumber(ARGV[3])
 if late and ARGV[13] == '1' then
   redis.pcall('ZADD', KEYS[7], 0, '') -- it rang for one that is gone
@@ -52,6 +53,24 @@ end
 if late or paused then
   return { false, late and 0 or 1, 0, 0, {}, {}, {}, {}, {} }
 end
+
+-- While all is well, somebody claims or renews every third of a lease. Where nobody did until leases lapsed, Redis stood
+-- still or was away, and those who hold them renew within a sixth of a lease and a second: nobody claims until then.
+local lease, waits_ms = ARGV[4], 0
+local longest_wait = lease / 6 + 1000
+local quiet = tonumber(seen) and now - seen
+if quiet and quiet > math.max(lease * 2 / 3 - 250, lease / 2) and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
+  waits_ms = longest_wait
+  redis.call('SET', KEYS[8], now + waits_ms)
+elseif quiet and quiet < 0 and quiet >= -longest_wait then
+  waits_ms = -quiet
+elseif not quiet or math.abs(quiet) > lease / 12 then
+  redis.call('SET', KEYS[8], now)
+end
+if waits_ms > 0 then
+  return { waits_ms, 1, 0, 0, {}, {}, {}, {}, {} }
+end
+
 if most_begun > 0 then
   local oldest = redis.call('LINDEX', begun, 0)
   while oldest and tonumber(oldest) <= now - period do
@@ -106,7 +125,7 @@ end
 local page, offset = wanted - count, 0
 while count < wanted do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES', 'LIMIT', offset, page)
-  local odd = due[2] and tonumber(due[2]) < 0 -- the first is the least
+  local odd, before = due[2] and tonumber(due[2]) < 0, count -- the first is the least
   for i = 1, #due, 2 do
     local id, score = due[i], due[i + 1]
     if count == wanted then
@@ -119,7 +138,7 @@ while count < wanted do
   if #due < 2 * page then
     break
   end
-  offset, page = offset + page, 2 * page + 20
+  offset, page = offset + page - (odd and count - before or 0), 2 * page + 20 -- odd ones have left the queue
 end
 
 local payloads, tries, aborts = {}, {}, {}

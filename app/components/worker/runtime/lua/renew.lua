@@ -4,6 +4,7 @@
 
   KEYS[1]  queue, sorted set
   KEYS[2]  leases, sorted set
+  KEYS[3]  when somebody last claimed or renewed, ms; of an outage, see claim.lua
 
   ARGV[1]  ms until a lease lapses
   ARGV[2]  prefix of in-progress keys
@@ -15,6 +16,14 @@ local queue, leases = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost = {}
+
+local lease, seen = ARGV[1], tonumber(redis.call('GET', KEYS[3]))
+local quiet = seen and now - seen
+if quiet and quiet > math.max(lease * 2 / 3 - 250, lease / 2) and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
+  redis.call('SET', KEYS[3], now + lease / 6 + 1000)
+elseif not quiet or quiet > lease / 12 then
+  redis.call('SET', KEYS[3], now)
+end
 
 for n = 3, #ARGV, 2 do
   local id, token = ARGV[n], ARGV[n + 1]
