@@ -47,7 +47,7 @@ def leases(queue_name: str) -> str:
 
 
 def seen(queue_name: str) -> str:
-    """Integer: when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim."""
+    """Number: when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim."""
     return f"worker:seen:{short_name(queue_name)}"
 
 

@@ -54,12 +54,13 @@ if late or paused then
   return { false, late and 0 or 1, 0, 0, {}, {}, {}, {}, {} }
 end
 
--- While all is well, somebody claims or renews every third of a lease. Where nobody did until leases lapsed, Redis stood
--- still or was away, and those who hold them renew within a sixth of a lease and a second: nobody claims until then.
+-- While all is well, somebody claims or renews every third of a lease: after the last of it, leases lapse in two thirds
+-- at the soonest, less a tick of the thread that renews. Where nobody did until some lapsed, Redis stood still or was
+-- away, and those who hold them renew within a sixth of a lease and a second: nobody claims until then.
 local lease, waits_ms = ARGV[4], 0
-local longest_wait = lease / 6 + 1000
-local quiet = tonumber(seen) and now - seen
-if quiet and quiet > math.max(lease * 2 / 3 - 250, lease / 2) and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
+local lapse_after, longest_wait = math.max(lease * 2 / 3 - 250, lease / 2), lease / 6 + 1000
+local quiet = tonumber(seen) and now - seen -- ms; below 0 while nobody may claim, or where the clock went back
+if quiet and quiet > lapse_after and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
   waits_ms = longest_wait
   redis.call('SET', KEYS[8], now + waits_ms)
 elseif quiet and quiet < 0 and quiet >= -longest_wait then

@@ -17,9 +17,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost = {}
 
+-- As claim.lua does: whoever comes first after an outage has the others wait.
 local lease, seen = ARGV[1], tonumber(redis.call('GET', KEYS[3]))
-local quiet = seen and now - seen
-if quiet and quiet > math.max(lease * 2 / 3 - 250, lease / 2) and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
+local lapse_after, quiet = math.max(lease * 2 / 3 - 250, lease / 2), seen and now - seen
+if quiet and quiet > lapse_after and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
   redis.call('SET', KEYS[3], now + lease / 6 + 1000)
 elseif not quiet or quiet > lease / 12 then
   redis.call('SET', KEYS[3], now)

@@ -21,7 +21,7 @@
   last, how many they are; 'dead' a seventh
   'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
            (0 to remove it; a cron job's keeps a late replica from running it again)
-  'dead'   the same, but last is what the dead letter says, JSON, and the seventh its payload, which may have expired here
+  'dead'   the same, but last is what the dead letter says, JSON, and the seventh its payload, which may have expired
   'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
   'back'   data: due time in ms; the try does not count
 
