@@ -1,7 +1,7 @@
 """Measure this worker beside its peers, in turn and in one run: `make bench`.
 
-Every measurement has a server of its own with the project's redis.conf: `redis-server`, or where none is installed the
-embedded Valkey, which takes longer.
+Every measurement has a server of its own with the project's redis.conf: the embedded Valkey, or the program that the
+variable REDIS_SERVER names.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _better(ours: dict[str, float], theirs: Row) -> Row:
 
 def version(program: Path) -> str:
     """What a server says of its version."""
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run([str(program), "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 async def compare(only: str, scale: float) -> None:
@@ -106,7 +106,10 @@ async def main() -> None:
     wanted = known if "all" in options.sections else options.sections
     if unknown := set(wanted) - set(known):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
-    console.print(version(server_program()), style="dim")
+    try:
+        console.print(version(server_program()), style="dim")
+    except (OSError, subprocess.CalledProcessError) as error:
+        parser.error(f"no server to measure with: {error}")
     for name in wanted:
         if name == PEERS:
             await compare(options.only, options.scale)

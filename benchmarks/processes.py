@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
+import os
 import socket
 import subprocess
 import tempfile
@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError
 from benchmarks.environments import python_of
 from benchmarks.systems import QUEUE, System
 from ops.configuration import ROOT
-from ops.local import server_binary
+from ops.local import MALLOC, server_binary
 
 STARTS_WITHIN_S = 10.0
 ENDS_WITHIN_S = 10.0
@@ -101,9 +101,8 @@ class Server:
 
 
 def server_program() -> Path:
-    """The machine's own Redis, with jemalloc as the stack's; where there is none, the embedded Valkey, without."""
-    installed = shutil.which("redis-server")
-    return Path(installed) if installed else server_binary()
+    """The embedded Valkey, or what ``REDIS_SERVER`` names."""
+    return Path(os.environ.get("REDIS_SERVER") or server_binary())
 
 
 @contextlib.asynccontextmanager
@@ -124,7 +123,8 @@ async def server() -> AsyncIterator[Server]:
             "maxmemory": "8gb",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        with process("server", [server_program(), ROOT / "redis" / "redis.conf", *arguments], folder) as started:
+        command = [server_program(), ROOT / "redis" / "redis.conf", *arguments]
+        with process("server", command, folder, env=os.environ | MALLOC) as started:
             databases = (ArqRedis(port=port, default_queue_name=QUEUE), ArqRedis(port=port, db=1))
 
             async def answers() -> bool:

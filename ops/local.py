@@ -21,6 +21,9 @@ FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
 DEFAULT_PORT = 6379
 ENDS = (signal.SIGTERM, signal.SIGHUP)  #: Ctrl-C reaches the workers by itself
+#: The embedded server is built with libc's malloc, which keeps seven freed pieces of a size at hand, and merges and
+#: splits all others: a third of the server's CPU. When it keeps more, it is nearly as quick as with images' jemalloc.
+MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=65535:glibc.malloc.mxfast=160"}
 
 
 def serve(stack: Stack, _: argparse.Namespace) -> int:
@@ -45,7 +48,8 @@ def _serve(environment: Environment) -> int:
     acl = environment.secrets / ACL
     with (FOLDER / "redis.log").open("w") as log:
         # A session of its own: Ctrl-C is for the workers, which still need the server while they drain.
-        server = subprocess.Popen(server_command(port, data, acl), stdout=log, stderr=log, start_new_session=True)
+        command, variables = server_command(port, data, acl), os.environ | MALLOC
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait(server, port, Path(log.name))
             print(f"Valkey on 127.0.0.1:{port}, data and log in .local/; Ctrl-C stops", flush=True)
