@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.measures import measure
 from benchmarks.processes import Failed, server_program
 from benchmarks.sections import SECTIONS
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import SYSTEMS, System
 
 PEERS = "peers"
 HIGHER_IS_BETTER = ("jobs/s", "enqueue/s")
@@ -66,16 +66,15 @@ def version(program: Path) -> str:
     return subprocess.run([str(program), "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
-async def compare(only: str, scale: float) -> None:
-    """Measure all systems, or those with ``only`` in their titles; the first one's ratios are to the others."""
+async def compare(systems: list[System], scale: float) -> None:
+    """Measure systems; the first one's ratios are to the others."""
     rows: dict[str, Row] = {}
-    for system in SYSTEMS:
-        if only in system.title:
-            console.print(f"measuring {system.title}", style="dim")
-            try:
-                rows[system.title] = await measure(system, scale)
-            except Failed as failure:
-                rows[system.title] = str(failure)
+    for system in systems:
+        console.print(f"measuring {system.title}", style="dim")
+        try:
+            rows[system.title] = await measure(system, scale)
+        except Failed as failure:
+            rows[system.title] = str(failure)
     _print("One worker process each", rows)
     first, ours = next(iter(rows.items()))
     if isinstance(ours, dict) and len(rows) > 1:
@@ -99,20 +98,25 @@ async def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("sections", nargs="*", default=[PEERS], help=f"{PEERS} (default), {', '.join(SECTIONS)} or all")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only peers whose title has this")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only peers whose title has this; given again, those too"
+    )
     parser.add_argument("--scale", type=float, default=1, help="share of the jobs and pick-ups, 0.1 for a quick look")
     options = parser.parse_args()
     known = [PEERS, *SECTIONS]
     wanted = known if "all" in options.sections else options.sections
     if unknown := set(wanted) - set(known):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    systems = [system for system in SYSTEMS if any(text in system.title for text in options.only or [""])]
+    if not systems:
+        parser.error(f"no such peer; there are {', '.join(system.title for system in SYSTEMS)}")
     try:
         console.print(version(server_program()), style="dim")
     except (OSError, subprocess.CalledProcessError) as error:
         parser.error(f"no server to measure with: {error}")
     for name in wanted:
         if name == PEERS:
-            await compare(options.only, options.scale)
+            await compare(systems, options.scale)
         else:
             await measure_section(name, options.scale)
 
