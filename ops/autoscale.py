@@ -12,9 +12,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from . import capacity, commands, inside, lifecycle, lock
 from .configuration import ConfigurationError
@@ -30,7 +32,7 @@ class Look:
     at: float  #: seconds, on any clock
     waiting: int
     oldest_s: float
-    done: Mapping[str, int]  #: by replica, since it started
+    done: Mapping[str, int]  #: by container, since it started
 
 
 @dataclass
@@ -135,10 +137,16 @@ def _look(stack: Stack, queue: str | None) -> Look:
         at=time.monotonic(),
         waiting=sum(each["due"] for each in queues),
         oldest_s=max((each["oldest_due_s"] or 0 for each in queues), default=0),
-        done={
-            f"{each['queue']} {replica['replica']}": replica["complete"] + replica["failed"] + replica["retried"]
-            for each in queues
-            for replica in each["replicas"]
-            if replica["alive"]
-        },
+        done=_done_by_container(queues),
     )
+
+
+def _done_by_container(queues: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Add up what the processes of each container have done: it has one, or several, for each queue it serves."""
+    done: Counter[str] = Counter()
+    for queue in queues:
+        for process in queue["replicas"]:
+            if process["alive"]:  # its name is the container's, of the second and later ones with -2, …
+                container = process["replica"].partition("-")[0]
+                done[container] += process["complete"] + process["failed"] + process["retried"]
+    return done

@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     upgrading.add_argument("image")
     add("unlock", deploy.unlock, "break the lock of a change that hangs", alone=False, engine=False)
 
-    add("secrets", credentials.make, "make the secrets that are missing", alone=False, engine=False)
+    add("secrets", credentials.make, "make the secrets that are missing", engine=False)
     rotation = add("secrets-rotate", credentials.rotate, "change passwords of Redis while everything runs")
     rotation.add_argument("--user", choices=secrets.USERS, help="this user's alone; all by default")
     rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")

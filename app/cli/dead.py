@@ -19,6 +19,8 @@ from app.core.text import visible
 
 app = typer.Typer(name="dead", help="Dead letters: look, retry, discard.", no_args_is_help=True, add_completion=False)
 
+NAMED = 10  #: ids in a line of what went wrong
+
 Queue = Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Of this queue only.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
@@ -119,12 +121,14 @@ def retry(job_ids: Ids = None, every: All = False, queue: Queue = None, json: Js
     async def again(pool: ArqRedis) -> tuple[list[str], list[str]]:
         chosen = await _chosen(pool, queue, job_ids, every)
         revived = [job_id for name, ids in chosen.items() for job_id in await dead.revive(pool, full_name(name), ids)]
-        return revived, [job_id for ids in chosen.values() for job_id in ids if job_id not in set(revived)]
+        done = set(revived)
+        return revived, [job_id for ids in chosen.values() for job_id in ids if job_id not in done]
 
     revived, left = run(again)
     show({"retried": revived, "left": left}, json, f"{len(revived):,} jobs are enqueued again")
     if left:
-        raise Failure(f"not {', '.join(left)}: the payload had expired, or the id is in use again", 1)
+        some = ", ".join(left[:NAMED]) + (" …" if len(left) > NAMED else "")
+        raise Failure(f"{len(left):,} not enqueued, as the payload had expired or the id is in use again: {some}", 1)
 
 
 @app.command()

@@ -32,6 +32,8 @@ from app.cli.queue import full_name, time_of
 from app.cli.task import decoded, load, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import keys
+from app.components.worker.runtime.execution import UNREAD
+from app.components.worker.runtime.scripts import tries_over
 
 app = typer.Typer(name="job", help="Jobs: send, follow, abort, retry.", no_args_is_help=True, add_completion=False)
 
@@ -77,7 +79,7 @@ async def find(pool: ArqRedis, job_id: str, queue: str | None) -> Found:
         if score is not None:
             waits = JobStatus.deferred if score > timestamp_ms() else JobStatus.queued
             status = JobStatus.in_progress if mark else waits
-            tries = int(over or 0) + (lapses is not None)
+            tries = tries_over(over) + (lapses is not None)
             return Found(job_id, status, name, None if mark else time_of(score), tries, definition)
     raise Failure(f"no job {job_id} in {', '.join(map(keys.short_name, names))}, and no result of it is kept", 1)
 
@@ -283,7 +285,7 @@ def retry(job_id: Id, queue: Queue = None, json: Json = False) -> None:
             found = await find(pool, job_id, queue)
             if found.result is None:
                 raise Failure(f"job {job_id} is {found.status.value}: only one that has ended can run again", 1)
-            if found.result.function == "<unknown>":
+            if found.result.function == UNREAD.function:
                 raise Failure(f"job {job_id} had expired, or could not be read: what it was to do is not known", 1)
             now = timestamp_ms()
             what = (found.result.function, found.result.args, found.result.kwargs, None, now)

@@ -16,6 +16,7 @@ from app.cli.task import decoded, load, settings_of, tasks_of
 from app.components.worker import queues
 from app.components.worker.runtime import health, keys
 from app.components.worker.runtime.execution import LATEST_MS
+from app.components.worker.runtime.scripts import tries_over
 
 app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
 
@@ -146,7 +147,7 @@ async def _next_jobs(pool: ArqRedis, queue_name: str) -> list[dict[str, Any]]:
             "id": keys.job_id(raw_id),
             "function": _function(pool, payload),
             "due_in_s": None if mark else (time_of(due) - now) / 1000,  # a running one's score says something else
-            "tries": int(over or 0) + (lapses is not None),
+            "tries": tries_over(over) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
         for (raw_id, due), payload, mark, over, lapses in zip(head, payloads, marks, tries, leases, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, Connection, UnixDomainSocketConnection
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError, ResponseError
 
 from app.core import tls
 from app.core.config import SECRETS, Settings, settings
@@ -83,6 +83,10 @@ def explain(error: Exception, config: Settings = settings) -> str:
         return f"Redis at {server} does not let the user {where.username or 'default'} do this: {error}"
     if isinstance(error, RedisError | OSError) and (cause := tls.find_error(error)):
         return f"Redis at {server}: {tls.explain(cause, str(where.host))} ({cause})"
+    if isinstance(error, OutOfMemoryError):
+        return f"Redis at {server} is full: raise REDIS_MAXMEMORY and REDIS_MEMORY_LIMIT, or empty a queue ({error})"
+    if isinstance(error, ResponseError):
+        return f"Redis at {server} refuses: {error}"
     if isinstance(error, RedisError | OSError):
         return f"Redis at {server} is out of reach{' by TLS' if where.ssl else ''}: {error or type(error).__name__}"
     return str(error)

@@ -16,7 +16,8 @@ from .finding import Finding, fail, ok, warn
 
 REDIS_CONF = "redis/redis.conf"
 LOOPBACK = ("127.0.0.1", "::1")
-_SECRET = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|_KEY)$")
+#: Less than what is redacted: a TOKEN_DAYS is no fault.
+_SECRET = re.compile(r"(PASSWORD|PASSWD|_PASS|SECRET|TOKEN|_KEYS?|APIKEY|CREDENTIALS?|DSN)$")
 _LOGIN = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _UNITS_S = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3}
 
@@ -127,7 +128,8 @@ def drain(facts: Facts) -> Finding:
         service = facts.model["services"][name]
         wait, grace = int(service["environment"]["WORKER_JOB_COMPLETION_WAIT"]), seconds(service["stop_grace_period"])
         if wait + STOP_MARGIN_S > grace:
-            mend = f"WORKER_STOP_GRACE_SECONDS={wait + 15} in env/{facts.name}.env, and no stop_grace_period in a layer"
+            least = wait + STOP_MARGIN_S
+            mend = f"WORKER_STOP_GRACE_SECONDS={least} in env/{facts.name}.env, and no stop_grace_period in a layer"
             return fail(f"{name} drains for {wait} s, and is killed after {grace:g} s", mend)
     return ok(f"{wait} s, killed after {grace:g} s" if facts.workers else "no workers")
 

@@ -115,6 +115,14 @@ async def test_a_redis_that_is_not_there(cli: Cli) -> None:
         answer.refuses(f"Redis at localhost:{port} is out of reach")
 
 
+async def test_a_redis_that_is_full(cli: Cli, redis: ArqRedis) -> None:
+    await redis.config_set("maxmemory", 1)
+    try:
+        (await cli("job enqueue system_health_check")).refuses("is full: raise REDIS_MAXMEMORY")
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+
 async def test_a_login_that_is_refused(cli: Cli) -> None:
     wrong, none, nobody = await asyncio.gather(
         cli("queue ls", REDIS_PASSWORD="wrong"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 
+from ops import configuration
 from tests.conftest import PASSWORD, ROOT, copy_checkout
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,3 +101,16 @@ def test_the_targets_that_pages_name_exist() -> None:
     for page in PAGES:
         for line in re.findall(r"(?:`|^)make ([a-z -]+)", page.read_text(), re.MULTILINE):
             assert set(re.findall(r"[a-z-]+", line)) <= targets, (page.name, line)
+
+
+def test_the_layers_that_pages_name_can_be_used(tmp_path: Path) -> None:
+    for folder in ("compose", "app"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    shutil.copytree(ROOT / "env", tmp_path / "env", ignore=shutil.ignore_patterns("*.local.env"))
+    blocks = [block for page in PAGES for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S)]
+    layered = [block for block in blocks if re.search("^COMPOSE_FILE=", block, re.M)]
+    assert layered
+    for block in layered:
+        own = re.search(r"^ENV=(\w+)$", block, re.M)  # else it is what prod changes
+        (tmp_path / "env" / (f"{own[1]}.env" if own else "prod.local.env")).write_text(block)
+        configuration.load(own[1] if own else "prod", root=tmp_path, shell={})

@@ -36,6 +36,7 @@ def test_each_has_limits_of_its_own(queues: Stack) -> None:
     facts = [queues.inspect(service)["HostConfig"] for service in SERVICES]
     assert [host["Memory"] for host in facts] == [512 << 20, 1 << 30, 4 << 30]
     assert [host["NanoCpus"] for host in facts] == [10**9, 2 * 10**9, 2 * 10**9]
+    assert [host["OomScoreAdj"] for host in facts] == [500] * 3  # they go before Redis
 
 
 def test_one_queue_is_scaled_and_the_others_are_left_alone(queues: Stack) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ops.autoscale import Look, Scaler
+from ops.autoscale import Look, Scaler, _done_by_container
 
 EVERY_S = 10
 START_S = 10  #: until a new replica does anything
@@ -109,3 +109,14 @@ def test_a_rise_is_followed_at_once_and_a_fall_after_a_while() -> None:
     assert max(day.replicas[: 120 // EVERY_S]) >= 5
     assert day.replicas[1800 // EVERY_S + 10] == day.replicas[1800 // EVERY_S - 1]
     assert day.replicas[-1] <= 2
+
+
+def test_processes_of_a_container_are_one_replica() -> None:
+    def process(name: str, complete: int, *, alive: bool = True) -> dict[str, object]:
+        return {"replica": name, "alive": alive, "complete": complete, "failed": 1, "retried": 0}
+
+    queues = [
+        {"replicas": [process("0a1b", 10), process("0a1b-2", 20), process("9f9f", 5, alive=False)]},
+        {"replicas": [process("0a1b", 30), process("77aa", 40)]},
+    ]
+    assert _done_by_container(queues) == {"0a1b": 63, "77aa": 41}

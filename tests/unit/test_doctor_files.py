@@ -116,10 +116,10 @@ def test_secrets_have_no_place_in_env_files(tmp_path: Path) -> None:
     given = facts(environment=Environment("test", (file,), VALUES))
     file.write_text("API_TOKEN=\nTOKEN_DAYS=3\nREDIS_URL=redis://redis:6379\nREDIS_SSL_KEYFILE=/x.key\n")
     assert rules.secrets_in_env_files(given).status == "ok"
-    file.write_text("API_TOKEN=hush\nREDIS_URL=redis://me:hush@redis:6379\n")
+    file.write_text("API_TOKEN=hush\nREDIS_URL=redis://me:hush@redis:6379\nSENTRY_DSN=hush\n")
     finding = rules.secrets_in_env_files(given)
     assert finding.status == "fail"
-    assert finding.fact.startswith("API_TOKEN in test.env, REDIS_URL in test.env")
+    assert finding.fact.startswith("API_TOKEN in test.env, REDIS_URL in test.env, SENTRY_DSN in test.env")
     assert "hush" not in str(finding)
 
 

@@ -110,7 +110,7 @@ class Reply(IntEnum):
     EXPIRED = -2  #: it still is ours: the job cannot be given back, since its payload has expired
 
 
-def _over(count: bytes | None) -> int:
+def tries_over(count: bytes | None) -> int:
     """Return the tries that are over, by the key that counts them: it may be anybody's."""
     try:
         return min(int(count or 0), MOST_TRIES)
@@ -182,7 +182,7 @@ class Scripts:
                 job_id = await self._readable(raw_id, token)
             asked = float(abort) if abort else None
             lease = Lease(job_id, token, bool(tries))
-            jobs.append(Claim(lease, int(float(due)), _over(over) + 1, n < lapsed, asked, payload))
+            jobs.append(Claim(lease, int(float(due)), tries_over(over) + 1, n < lapsed, asked, payload))
         return Claims(jobs, None if wait_ms is None else wait_ms / 1000, bool(blocked), bool(limited))
 
     async def _readable(self, raw_id: bytes, token: str) -> str:
