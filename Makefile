@@ -6,7 +6,8 @@ VERSION ?=
 MIN ?= 1
 MAX ?= 5
 ARGS ?=
-# Anything here has a command print what it would run, and change nothing; have `scale` not look at the memory.
+# Anything here has what acts on a stack print the commands it would run, and change nothing; have `scale` not look at
+# the memory.
 DRY_RUN ?=
 FORCE ?=
 FILE ?=
@@ -28,7 +29,7 @@ VENV = .venv/installed
 help: ## This list
 	@awk -F ':.*## ' '/^##@/ { print substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' \
 	  $(MAKEFILE_LIST)
-	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env; DRY_RUN=1 only prints"
+	@echo; echo "  ENV=dev (default), ENV=prod, or any other NAME with an env/NAME.env; DRY_RUN=1 only prints (what acts on a stack)"
 
 ##@ Run
 
@@ -67,7 +68,7 @@ rollback: ## Replace the workers by the version before, or VERSION=…
 releases: ## The versions that were deployed, and which can be rolled back to
 	@$(OPS) releases
 
-deploy-redis: ## Save, then start Redis anew with the image and configuration of now
+deploy-redis: ## Save, then restart Redis with its current image and configuration
 	@$(OPS) deploy-redis
 
 upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-alpine

@@ -29,7 +29,7 @@ Secrets are files in `secrets/<ENV>/`, which the first `make up` makes and git i
 | file | what |
 |---|---|
 | `redis_password` | `REDIS_PASSWORD`: of the user `worker`, for workers and the CLI |
-| `redis_producer_password`, … | of the other users, see [how it works](security.md#users-of-redis) |
+| `redis_producer_password`, … | of the other users, see [security](security.md#users-of-redis) |
 | `worker_signing_key` | `WORKER_SIGNING_KEY`: keys to sign jobs and results with, one a line; empty for none |
 | `redis_acl` | who may do what in Redis, made of `redis/users.acl.template`; it holds hashes, no passwords |
 

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     scale = add("scale", lifecycle.scale, "set the number of replicas, for good")
     scale.add_argument("replicas", metavar="N")
     scale.add_argument("--queue", help="scale the service of one queue (layer compose/queues.yml)")
-    scale.add_argument("--force", action="store_true", help="also where their memory is not there")
+    scale.add_argument("--force", action="store_true", help="even if the machine lacks the memory for them")
 
     scaling = add("autoscale", autoscale.autoscale, "scale by what waits in the queues, in the foreground", alone=False)
     scaling.add_argument("least", metavar="MIN", type=int)

@@ -41,7 +41,7 @@ def commands() -> None:
 
     Exit code 0: done.
     Exit code 1: the answer is no, or a job failed.
-    Exit code 2: something has to be mended first, which a line names.
+    Exit code 2: something has to be fixed first; one line says what.
     Exit code 130: Ctrl-C.
     """
 

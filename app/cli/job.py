@@ -40,7 +40,7 @@ app = typer.Typer(name="job", help="Jobs: send, follow, abort, retry.", no_args_
 POLL_S = 0.05
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
-Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Its queue; found by itself otherwise.")]
+Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Its queue; all are searched by default.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def enqueue(
     kwargs: Annotated[str, typer.Option(metavar="JSON", help="Named arguments, a JSON object.")] = "{}",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the one that has the task.")] = None,
     job_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Default: a new one.")] = None,
-    defer: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Run it no sooner than in so long.")] = 0,
+    defer: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait this long before it may run.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     json: Json = False,
 ) -> None:
@@ -201,7 +201,7 @@ def _cell(value: Any) -> str | Text:
 @app.command()
 def result(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait for it for so long.")] = 0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the result.")] = 0,
     queue: Queue = None,
     json: Json = False,
 ) -> None:
@@ -233,7 +233,7 @@ def _show_result(job_id: str, ended: JobResult, json: bool) -> None:
 @app.command()
 def abort(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait for its end for so long.")] = 10,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for its end.")] = 10,
     queue: Queue = None,
     json: Json = False,
 ) -> None:

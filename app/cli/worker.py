@@ -19,7 +19,7 @@ def worker(
         list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue to serve; repeat it for more.")
     ] = None,
 ) -> None:
-    """Serve queues until a signal: a process for each, WORKER_PROCESSES where it is set.
+    """Serve queues until a signal, with WORKER_PROCESSES processes for each, 1 by default.
 
     Serves WORKER_QUEUES when no queue is named. SIGTERM and Ctrl-C drain; the second one cancels what still runs.
 

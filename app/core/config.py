@@ -131,9 +131,11 @@ class Settings(BaseSettings):
     WORKER_KEEP_RESULT_SECONDS: NonNegativeInt = Field(3600, description="seconds a result is kept")
     WORKER_MAX_TRIES: PositiveInt = Field(3, description="tries before a failing job is given up")
     WORKER_RETRY_BACKOFF_SECONDS: PositiveInt = Field(
-        1, description="seconds before the second try; doubled for each one after it, with jitter"
+        1,
+        description="longest wait before the second try, in seconds; doubled for each later one. The wait itself is "
+        "random, from 0 to that",
     )
-    WORKER_RETRY_BACKOFF_MAX_SECONDS: PositiveInt = Field(300, description="most seconds between two tries")
+    WORKER_RETRY_BACKOFF_MAX_SECONDS: PositiveInt = Field(300, description="most seconds that wait is ever")
     WORKER_JOB_COMPLETION_WAIT: NonNegativeInt = Field(
         30, description="drain: seconds that running jobs have to finish after SIGTERM"
     )

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         counts = ", ".join(f"{statuses.count(each)} {each}" for each in COLOURS)
         left_out = {check.__name__ for checks in GROUPS.values() for check in checks} - {line.check for line in lines}
-        print(f"\n{counts}" + (f"; {len(left_out)} not made, for want of what they look at" if left_out else ""))
+        print(f"\n{counts}" + (f"; {len(left_out)} skipped, as what they look at is not there" if left_out else ""))
     return int("fail" in statuses)
 
 

@@ -473,7 +473,7 @@ def test_what_is_printed(
     mend = "" if status == "ok" else "a mend"
     assert line.split() == [status, "some", "check", "a", "fact", *(["→", "a", "mend"] if mend else [])]
     assert f"1 {status}" in summary
-    assert summary.endswith("; 1 not made, for want of what they look at")
+    assert summary.endswith("; 1 skipped, as what they look at is not there")
     assert doctor.run(Namespace(env="dev", json=True)) == code
     (found,) = json.loads(capsys.readouterr().out)
     assert found == {"check": "some_check", "status": status, "fact": "a fact", "mend": mend}

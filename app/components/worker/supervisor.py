@@ -1,4 +1,4 @@
-"""The parent of the worker processes: one process for each queue, ``WORKER_PROCESSES`` of them where set.
+"""The parent of the worker processes: ``WORKER_PROCESSES`` of them, 1 by default, for each queue.
 
 It passes signals on, and ends when a child does, so that the restart policy acts on a whole container in one known
 state. With ``APP_ENV=dev`` it starts its children anew when a file of ``app/`` changes: a new process is the only

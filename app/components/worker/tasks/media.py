@@ -22,7 +22,7 @@ try:
     from PIL import Image, ImageOps
 except ImportError as error:
     raise ImportError(
-        "the media queue needs the extra 'media': set APP_EXTRA=media in env/<ENV>.env and run make build"
+        "the media queue needs the extra 'media': set APP_EXTRA=media in env/<ENV>.env and run make up"
     ) from error
 
 T = TypeVar("T")
