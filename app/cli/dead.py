@@ -42,7 +42,7 @@ async def _chosen(pool: ArqRedis, queue: list[str] | None, job_ids: list[str] | 
 @app.command()
 def ls(
     queue: Queue = None,
-    most: Annotated[int, typer.Option("-n", metavar="N", min=1, help="At most so many of each queue, latest first.")] = 20,
+    most: Annotated[int, typer.Option("-n", metavar="N", min=1, help="At most N of each queue, latest first.")] = 20,
     json: Json = False,
 ) -> None:
     """List dead letters, the latest first.

@@ -201,7 +201,7 @@ def _cell(value: Any) -> str | Text:
 @app.command()
 def result(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the result.")] = 0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for it.")] = 0,
     queue: Queue = None,
     json: Json = False,
 ) -> None:
