@@ -52,15 +52,15 @@ class Run:
     """A claim in this worker's hands, until its end is stored."""
 
     claim: Claim
-    ends_by: float  #: on the monotonic clock; its lease is not renewed any longer
+    ends_by: float  #: on the monotonic clock: from then on its lease is not renewed
     job: Job = UNREAD
     function: Function | CronJob | None = None
     started_ms: int = 0
     task: asyncio.Task[None] | None = None
-    error: BaseException | None = None  #: that ended its try
-    begun: bool = False  #: its own code
-    interruptible: bool = True  #: until that has ended
-    settling: bool = False  #: its end is on its way to Redis
+    error: BaseException | None = None  #: what ended its try
+    begun: bool = False  #: its own code, or on_job_start, was called
+    interruptible: bool = True  #: its code may still be cancelled
+    settling: bool = False  #: how it ended is on its way to Redis
     cause: Cause | None = None
 
     def interrupt(self, cause: Cause) -> None:

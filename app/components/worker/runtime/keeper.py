@@ -14,14 +14,12 @@ from time import monotonic
 
 from redis.asyncio import ConnectionPool
 
-from .scripts import UNAVAILABLE, Call, Lease, Script, Scripts
+from .scripts import RENEWAL_TICK_S, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Lease, Script, Scripts
 from .wire import Wire
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.25
 RETRY_S = 0.5
-RENEWALS_PER_LEASE = 3
 JOIN_S = 0.5  #: a thread that waits for Redis ends by itself, later
 BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 
@@ -91,7 +89,7 @@ class Keeper:
 
     def _beat(self) -> None:
         self._turned = True
-        self._turn = self._loop.call_later(TICK_S, self._beat)
+        self._turn = self._loop.call_later(RENEWAL_TICK_S, self._beat)
 
     async def _run(self) -> None:
         self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -99,7 +97,7 @@ class Keeper:
         due = monotonic() + self._every_s
         while not self._stopping.is_set() and not self._loop.is_closed():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), TICK_S)
+                await asyncio.wait_for(self._stopping.wait(), RENEWAL_TICK_S)
             now = monotonic()
             self._watch()
             if now >= due or self._soon:
@@ -126,7 +124,7 @@ class Keeper:
             self._turned, self._ticks, self._logged = False, 0, False
             return
         self._ticks += 1
-        blocked_s = self._ticks * TICK_S
+        blocked_s = self._ticks * RENEWAL_TICK_S
         if blocked_s < self._log_s:
             return
         if not self._logged or blocked_s >= self._exit_s:

@@ -149,7 +149,7 @@ class JobRunner(arq.worker.Worker):
         run.interruptible = False  # it is as good as given back
         if not await self._peers.know(run.job.function):
             return False
-        self._settle(run, Settlement(run.claim.lease, "again", int(self._peers.leave() * 1000), 0, ""))
+        self._settle(run, Settlement.again(run.claim.lease, self._peers.leave()))
         return True
 
     async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again | None:
@@ -266,10 +266,10 @@ class JobRunner(arq.worker.Worker):
     def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
         self.jobs_retried += 1
         if again.counts:
-            settlement = Settlement(run.claim.lease, "again", int(again.wait_s * 1000), run.job.tries, "")
+            settlement = Settlement.again(run.claim.lease, again.wait_s, run.job.tries)
         else:
             logger.info("given back, its try does not count")
-            settlement = Settlement(run.claim.lease, "back", run.claim.due_ms, 0, "")
+            settlement = Settlement.back(run.claim.lease, run.claim.due_ms)
         self._settle(run, settlement, after)
 
     def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from hashlib import sha1
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 from uuid import uuid4
 
 from redis.exceptions import NoScriptError, RedisError
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: are more such answers than classes for them (MISCONF, NOREPLICAS, …), and to end would help with none.
 UNAVAILABLE = (RedisError, OSError)
 RECONNECT = Backoff(base=0.5, limit=5)
+
+RENEWALS_PER_LEASE = 3
+RENEWAL_TICK_S = 0.25  #: of the thread that renews: so much later than it should it may be
 
 KEEP_TRIES_S = 88_400  #: as arq does: a little longer than a job's own day
 KEEP_FENCE_S = 3600  #: more than any socket keeps a command back
@@ -94,11 +97,21 @@ class Settlement(NamedTuple):
     """How a claim ends, as ``settle.lua`` takes it."""
 
     lease: Lease
-    kind: str  #: end, dead, again or back
+    kind: Literal["end", "dead", "again", "back"]
     data: bytes | int
     amount: int
     last: bytes | int | str
     payload: bytes = b""  #: a dead letter's
+
+    @classmethod
+    def again(cls, lease: Lease, wait_s: float, tries: int = 0) -> Self:
+        """Back to the queue, due after so long; so many tries are over, 0 where this one does not count."""
+        return cls(lease, "again", int(wait_s * 1000), tries, "")
+
+    @classmethod
+    def back(cls, lease: Lease, due_ms: int) -> Self:
+        """Back to its place in the queue; the try does not count."""
+        return cls(lease, "back", due_ms, 0, "")
 
 
 class Reply(IntEnum):
@@ -160,7 +173,13 @@ class Scripts:
         )
         limits = (rate_limit.jobs, int(rate_limit.seconds * 1000)) if rate_limit else (0, 0)
         times = (self._lease_ms, int(ends_s * 1000), KEEP_TRIES_S)
-        self._claim_args = (*times, global_concurrency, *limits, keys.IN_PROGRESS, keys.JOB, keys.RETRY)
+        prefixes = keys.IN_PROGRESS, keys.JOB, keys.RETRY
+        # While all is well, somebody claims or renews so often that leases lapse no sooner after the last of it. After
+        # an outage, whoever holds leases renews them within a try that times out, the pause after it and the next one.
+        between_ms = self._lease_ms / RENEWALS_PER_LEASE
+        lapse_after_ms = max(self._lease_ms - between_ms - RENEWAL_TICK_S * 1000, self._lease_ms / 2)
+        self._outage_args = (int(lapse_after_ms), int(between_ms / 2 + 1000))
+        self._claim_args = (*times, global_concurrency, *limits, *prefixes, *self._outage_args)
         self._claim, self._rename, self._renew, self._recall, self._settle = (
             Script(call, name) for name in ("claim", "rename", "renew", "recall", "settle")
         )
@@ -204,7 +223,7 @@ class Scripts:
             lease.tried = True  # by others, where it had lapsed, and they are gone
         lost = await self._renew(
             keys=[self._queue, keys.leases(self._queue), keys.seen(self._queue)],
-            args=[self._lease_ms, keys.IN_PROGRESS, *_flat(leases)],
+            args=[self._lease_ms, *self._outage_args, keys.IN_PROGRESS, *_flat(leases)],
         )
         return [Lease(keys.job_id(raw_id), token.decode()) for raw_id, token in lost]
 

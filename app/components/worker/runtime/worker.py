@@ -33,7 +33,7 @@ from .keeper import Keeper
 from .peers import Peers
 from .policies import RateLimit
 from .runner import JobRunner
-from .scripts import RECONNECT, UNAVAILABLE, Call, Claim, Claims, Scripts, Settlement, cancelled
+from .scripts import RECONNECT, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Claim, Claims, Scripts, Settlement, cancelled
 from .wake import PARK_S, Listener
 from .wire import Wire
 
@@ -99,14 +99,14 @@ class Worker(JobRunner):
         self._wake = asyncio.Event()  # for a look at the queue
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
-        self._behind = False  # with storing ends
-        self._dry = False  # nothing was due at the last look, and no end was stored since
-        self._idle_s = 0.0  # that the next claim may wait in Redis, as nothing is due, and we are told of what comes
-        self._idled = False  # since it could take no more
+        self._behind = False  # slots are free, but too many ends wait to be stored
+        self._dry = False  # the last look found nothing due, and no end was stored since
+        self._idle_s = 0.0  # how long the next claim may wait in Redis; 0: it does not
+        self._idled = False  # since it last could take no more
         self._failures = 0  # looks in a row that Redis refused
-        self._told = False  # of a job, since the last look
+        self._told = False  # we heard of a job since the last look
         self._stop_at: float | None = None
-        self._stated: str | None = None  # in the last health record, None where that may have lapsed
+        self._stated: str | None = None  # the state in the last health record; None: write it anew
         self._last_beat = 0.0
         self._started_at = time()
 
@@ -141,11 +141,11 @@ class Worker(JobRunner):
         self._listener = Listener(
             self.pool.connection_pool,
             self.queue_name,
-            on_job=self._tell,
+            on_job=self._hear_of_job,
             on_abort=self._urgent.set,
             call=self._wire.call,
             ends=self.global_concurrency > 0,
-            park_s=min(PARK_S, self.lease_s / 3),
+            park_s=min(PARK_S, self.lease_s / RENEWALS_PER_LEASE),
         )
         self._scripts = self._make_scripts(self._wire.call)
         self._commits = Commits(self._scripts)
@@ -177,10 +177,15 @@ class Worker(JobRunner):
             call,
             self.queue_name,
             lease_s=self.lease_s,
-            ends_s=self.in_progress_timeout_s + CLEANUP_MARGIN_S,
+            ends_s=self._ends_s,
             rate_limit=self.rate_limit,
             global_concurrency=self.global_concurrency,
         )
+
+    @property
+    def _ends_s(self) -> float:
+        """Seconds in which any job has ended for certain."""
+        return self.in_progress_timeout_s + CLEANUP_MARGIN_S
 
     async def close(self) -> None:
         """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
@@ -273,7 +278,7 @@ class Worker(JobRunner):
                 pulse.result()
             try:
                 if self._failures:
-                    await self._return()
+                    await self._recover()
                 if self._stated is None:
                     await self.record_health()  # before the first claim: others go by it
                 wait_s = await self._look()
@@ -291,7 +296,7 @@ class Worker(JobRunner):
             async with asyncio.timeout(LAST_CALL_S):
                 await self._listener.unlisten()
 
-    async def _return(self) -> None:
+    async def _recover(self) -> None:
         """Renew our own leases and give back claims that we never heard of."""
         self._lose(await self._scripts.renew(self._leases()))
         await self._scripts.recall([run.claim.lease for run in self._runs.values()])
@@ -300,12 +305,7 @@ class Worker(JobRunner):
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
         idle_s, self._idle_s = self._idle_s, 0.0
-        free = self.max_jobs - len(self.tasks)
-        if self.burst and self.max_burst_jobs >= 0:
-            free = min(free, self.max_burst_jobs - self._jobs_started())
-        # Ends that wait to be stored are kept in memory: no more of them than Redis keeps up with.
-        wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
-        self._behind = wanted <= 0 < free
+        free, wanted = self._slots()
         if not self.allow_pick_jobs or wanted <= 0:
             await self._idle_no_more()
             return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
@@ -324,6 +324,20 @@ class Worker(JobRunner):
             return min(next_s, IDLE_LOOK_S) if claims.limited else IDLE_LOOK_S
         if len(claims.jobs) == wanted:
             return 0
+        return await self._idle(claims, next_s, told=told, parked=parked)
+
+    def _slots(self) -> tuple[int, int]:
+        """Return how many slots are free, and how many jobs to claim for them."""
+        free = self.max_jobs - len(self.tasks)
+        if self.burst and self.max_burst_jobs >= 0:
+            free = min(free, self.max_burst_jobs - self._jobs_started())
+        # Ends that wait to be stored are kept in memory: no more of them than Redis keeps up with.
+        wanted = min(free, MOST_CLAIMED, self.max_jobs + MOST_JOBS - len(self._runs))
+        self._behind = wanted <= 0 < free
+        return free, wanted
+
+    async def _idle(self, claims: Claims, next_s: float, *, told: bool, parked: bool) -> float:
+        """See to it that we are told of jobs, as no more are due; return what ``_look`` does."""
         self._idled = True
         if not self._listener.connected and not self.burst:
             await self._listener.start()
@@ -363,7 +377,7 @@ class Worker(JobRunner):
             jobs = [claim for claim in jobs if claim.lease not in lost]
         return jobs
 
-    def _tell(self) -> None:
+    def _hear_of_job(self) -> None:
         """A job was enqueued, and no claim of ours waits for the bell: look at once."""
         self._told = True
         self._wake.set()
@@ -408,10 +422,9 @@ class Worker(JobRunner):
             run.claim.lease.token, run.claim.lease.tried = claim.lease.token, claim.lease.tried
             return
         hung = run is not None and run.task is not None and not run.task.done()
-        run = Run(claim, monotonic() + self.in_progress_timeout_s + CLEANUP_MARGIN_S)
+        run = Run(claim, monotonic() + self._ends_s)
         if hung:  # it does not end, though it was told to: others may try the job, but it does not run beside itself
-            wait_ms = int(max(BLOCKED_LOOK_S, self._peers.leave()) * 1000)
-            self._settle(run, Settlement(claim.lease, "again", wait_ms, 0, ""))
+            self._settle(run, Settlement.again(claim.lease, max(BLOCKED_LOOK_S, self._peers.leave())))
             return
         self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way

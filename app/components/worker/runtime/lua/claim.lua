@@ -25,11 +25,13 @@
   ARGV[10] prefix of in-progress keys
   ARGV[11] prefix of payload keys
   ARGV[12] prefix of keys that count the tries that are over
-  ARGV[13] 1 for a claim that waited in Redis: whoever sent it may be gone. Its leases end by half a millisecond, until
+  ARGV[13] ms after the last claim or renewal at which leases lapse at the soonest
+  ARGV[14] ms in which all leases are renewed after an outage
+  ARGV[15] 1 for a claim that waited in Redis: whoever sent it may be gone. Its leases end by half a millisecond, until
            they are renewed; one that lapses so was no try, the first time
 
-  Returns { ms after which to look again, nil for never or where it got as many jobs as it wanted; 1 if jobs may be due
-            that cannot be had now; 1 if the rate limit is reached; how many of the jobs, the first ones, had a lease
+  Returns { ms after which to look again, nil for never, or where it got as many jobs as it wanted and the rate limit is
+            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit is reached; how many of the jobs, the first ones, had a lease
             that lapsed; ids; due times; payloads, nil for none; counts of tries that are over, nil for none, or nothing
             where there are none at all; times of the requests to abort them, in the same way }
 ]]
@@ -42,30 +44,29 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- As text, which Redis makes of a number with much ado, each time that a command is given one.
 local lapses_at, ends_at = string.format('%d', now + ARGV[4]), string.format('%d', now + ARGV[5])
-local leased_until = ARGV[13] == '1' and lapses_at .. '.5' or lapses_at -- for jobs that had no lease before
+local lapse_after, renewed_within, waited = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15] == '1'
+local leased_until = waited and lapses_at .. '.5' or lapses_at -- for jobs that had no lease before
 local blocked, limited = 0, 0
 
 local fence, paused, seen = unpack(redis.call('MGET', KEYS[5], KEYS[2], KEYS[8]))
 local late = tonumber(fence or 0) > tonumber(ARGV[3])
-if late and ARGV[13] == '1' then
+if late and waited then
   redis.pcall('ZADD', KEYS[7], 0, '') -- it rang for one that is gone
 end
 if late or paused then
   return { false, late and 0 or 1, 0, 0, {}, {}, {}, {}, {} }
 end
 
--- While all is well, somebody claims or renews every third of a lease: after the last of it, leases lapse in two thirds
--- at the soonest, less a tick of the thread that renews. Where nobody did until some lapsed, Redis stood still or was
--- away, and those who hold them renew within a sixth of a lease and a second: nobody claims until then.
-local lease, waits_ms = ARGV[4], 0
-local lapse_after, longest_wait = math.max(lease * 2 / 3 - 250, lease / 2), lease / 6 + 1000
+-- Where nobody claimed or renewed until leases lapsed, Redis stood still or was away: nobody claims until those who
+-- hold them have renewed.
+local waits_ms = 0
 local quiet = tonumber(seen) and now - seen -- ms; below 0 while nobody may claim, or where the clock went back
 if quiet and quiet > lapse_after and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
-  waits_ms = longest_wait
+  waits_ms = renewed_within
   redis.call('SET', KEYS[8], now + waits_ms)
-elseif quiet and quiet < 0 and quiet >= -longest_wait then
+elseif quiet and quiet < 0 and quiet >= -renewed_within then
   waits_ms = -quiet
-elseif not quiet or math.abs(quiet) > lease / 12 then
+elseif not quiet or math.abs(quiet) > ARGV[4] / 12 then
   redis.call('SET', KEYS[8], now)
 end
 if waits_ms > 0 then

@@ -33,7 +33,7 @@ local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local jobs = tonumber(ARGV[7])
-local marks, settled, again, back, ended, garbage = {}, {}, {}, {}, {}, {}
+local marks, replies, requeued, back, ended, garbage = {}, {}, {}, {}, {}, {}
 local all_done = true
 
 for i = 1, jobs do
@@ -42,11 +42,11 @@ end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-local head, i = 8 + 2 * jobs, 0
+local group, i = 8 + 2 * jobs, 0
 while i < jobs do
-  local token, tried, kind, amount, last, alike, payload = unpack(ARGV, head, head + 6)
+  local token, tried, kind, amount, last, alike, payload = unpack(ARGV, group, group + 6)
   local ends = kind == 'end' or kind == 'dead'
-  head = head + (kind == 'dead' and 7 or 6)
+  group = group + (kind == 'dead' and 7 or 6)
   local keep_until = amount ~= '0' and string.format('%d', now + amount)
   for _ = 1, alike do
     i = i + 1
@@ -84,18 +84,18 @@ while i < jobs do
         end
         data = now + data
       end
-      again[#again + 1], again[#again + 2] = data, id
+      requeued[#requeued + 1], requeued[#requeued + 2] = data, id
       back[#back + 1] = id
       garbage[#garbage + 1] = mark
     end
-    settled[i] = reply
+    replies[i] = reply
     all_done = all_done and reply == 1
   end
 end
 
 if #back > 0 then
   -- Once: each is an event that workers hear of. XX: a job that was purged meanwhile stays away.
-  redis.call('ZADD', queue, 'XX', unpack(again))
+  redis.call('ZADD', queue, 'XX', unpack(requeued))
   redis.call('ZREM', leases, unpack(back))
 end
 if #ended > 0 then
@@ -115,4 +115,4 @@ if too_many > 0 then
     redis.call('HDEL', letters, 'payload:' .. oldest[n], 'letter:' .. oldest[n])
   end
 end
-return all_done and {} or settled
+return all_done and {} or replies
