@@ -24,7 +24,8 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: $(filter-out $(VENV),$(MAKECMDGOALS)) # no target is a file, but that one
+TARGETS := $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(TARGETS) # no target is a file, but that of the environment
 
 help: ## This list
 	@awk -F ':.*## ' '/^##@/ { print substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' \
@@ -34,7 +35,7 @@ help: ## This list
 ##@ Run
 
 engine: ## Install and start Docker where it is missing (asks first; YES=1 does not)
-	@ops/engine.sh
+	@$(if $(DRY_RUN),echo ops/engine.sh,ops/engine.sh)
 
 up: ## Build and start the stack, wait until it is healthy
 	@$(OPS) up

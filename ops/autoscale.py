@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from . import capacity, commands, inside, lifecycle, lock
 from .configuration import ConfigurationError
 from .stack import Stack, say
 
+DAY_S = 86_400
 SPARE = 1.2  #: capacity over demand that is kept when replicas go
 
 
@@ -94,16 +94,23 @@ def autoscale(stack: Stack, options: argparse.Namespace) -> int:
     lifecycle.check_service(stack, service)
     if not 0 < options.least <= options.most:
         raise ConfigurationError(f"MIN={options.least} MAX={options.most}: it takes 1 or more, and MAX as many or more")
+    if not (0 < options.every <= DAY_S and 0 < options.target <= DAY_S and 0 <= options.steady <= DAY_S):
+        raise ConfigurationError("--every and --target take seconds above 0, --steady 0 or more, each a day at most")
     if not options.force:
         capacity.check(stack.given(**{variable: str(options.most)}))
-    stop = threading.Event()
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stop)
     scaler = Scaler(options.least, options.most, options.target, options.steady)
     with lock.alone(f"{stack.name}.autoscale-{service}", "autoscale") if not stack.dry_run else nullcontext():
         say(f"{service}: {options.least} to {options.most} replicas, a look every {options.every:g} s; Ctrl-C stops")
         problem = ""
-        while not stop.is_set():
+        while not stopped:
             try:
                 _step(stack.reloaded(), scaler, options.queue)
                 problem = ""
@@ -111,7 +118,9 @@ def autoscale(stack: Stack, options: argparse.Namespace) -> int:
                 if (now := str(error)) != problem:  # once, not at each look
                     say(now)
                 problem = str(error)
-            stop.wait(options.every)
+            wakes_at = time.monotonic() + options.every
+            while not stopped and time.monotonic() < wakes_at:  # no Event: a second signal while it is set would hang
+                time.sleep(min(0.2, options.every))
     say(f"stopped: the replicas of {service} stay as they are")
     return 0
 

@@ -90,3 +90,19 @@ async def test_what_interrupts_a_job_before_its_first_step_is_heeded(
     else:  # by this worker again, as there is no other
         assert await result(job, within_s=3) == 1
     assert not worker._runs
+
+
+async def test_an_abort_that_comes_as_the_job_ends_leaves_its_result(redis: ArqRedis, serve: MakeWorker) -> None:
+    """``Job.abort`` takes a running job for a deferred one, and puts it back though it has ended since."""
+    await serve()
+    job = await enqueue(redis, "counted", 0)
+    assert await result(job) == 1
+    await redis.zadd(QUEUE, {job.job_id: 1})
+    await redis.zadd(keys.ABORT, {job.job_id: int(time() * 1000)})
+    await eventually(lambda: gone(redis))
+    assert await result(job) == 1
+    assert not await redis.exists(keys.dead(QUEUE), keys.ABORT, keys.leases(QUEUE))
+
+
+async def gone(redis: ArqRedis) -> bool:
+    return not await redis.exists(QUEUE)

@@ -41,7 +41,7 @@ async def test_each_replica_enqueues_and_one_run_comes_of_it(redis: ArqRedis, se
 
 async def test_a_replica_that_is_behind_does_not_run_it_again(redis: ArqRedis, serve: MakeWorker) -> None:
     """Stock arq would, once the mark of the first run has expired: python-arq/arq#196."""
-    at = datetime.now(UTC).replace(second=0, microsecond=0)
+    at = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=1)
     job = every_minute()
     job.next_run = at
     await Cron(redis, QUEUE, "in time", [job]).enqueue_due(at, SECOND)
@@ -60,10 +60,34 @@ async def test_a_replica_that_is_behind_does_not_run_it_again(redis: ArqRedis, s
 async def test_a_replica_that_is_ahead_enqueues_for_the_right_time(redis: ArqRedis) -> None:
     now = datetime.now(UTC)
     job = every_minute()
-    job.next_run = now + timedelta(seconds=60)
-    await Cron(redis, QUEUE, "ahead", [job]).enqueue_due(now + timedelta(seconds=60), SECOND)
+    job.next_run = now + timedelta(seconds=4)
+    await Cron(redis, QUEUE, "ahead", [job]).enqueue_due(now + timedelta(seconds=4), SECOND)
     ((_, due),) = await redis.zrange(QUEUE, 0, -1, withscores=True)
-    assert due / 1000 == pytest.approx(now.timestamp() + 60, abs=0.01)
+    assert due / 1000 == pytest.approx(now.timestamp() + 4, abs=0.01)
+
+
+async def test_a_replica_that_is_far_ahead_takes_no_run_from_the_others(redis: ArqRedis) -> None:
+    """It asks again and again, until Redis's clock has come as far, and they have enqueued it."""
+    now = datetime.now(UTC)
+    far = now + timedelta(hours=1)
+    job = every_minute()
+    job.next_run = far
+    for _ in range(2):
+        await Cron(redis, QUEUE, "ahead", [job]).enqueue_due(far, SECOND)
+    assert job.next_run == far
+    assert await redis.zcard(QUEUE) == 0
+    job.next_run = now
+    await Cron(redis, QUEUE, "right", [job]).enqueue_due(now, SECOND)
+    assert await redis.zcard(QUEUE) == 1
+
+
+async def test_of_two_jobs_of_one_name_no_run_is_lost(redis: ArqRedis) -> None:
+    """After an outage both are due, and the one that is listed first is the later."""
+    now = datetime.now(UTC)
+    late, early = every_minute(), every_minute()
+    late.next_run, early.next_run = now, now - timedelta(minutes=5)
+    await Cron(redis, QUEUE, "r", [late, early]).enqueue_due(now, SECOND)
+    assert await redis.zcard(QUEUE) == 2
 
 
 async def test_run_at_startup_runs_once_for_replicas_that_start_together(redis: ArqRedis, serve: MakeWorker) -> None:

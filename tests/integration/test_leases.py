@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +18,7 @@ import pytest
 from arq import cron, func
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job, JobStatus, serialize_job
-from arq.worker import JobExecutionFailed
+from arq.worker import JobExecutionFailed, Retry
 from redis.exceptions import OutOfMemoryError
 
 from app.components.worker.runtime import Backoff, Worker, dead, health, keys
@@ -115,6 +117,37 @@ async def test_a_connection_that_falls_silent_loses_no_lease(redis: ArqRedis, se
     assert await redis.get(f"runs:{job.job_id}") == b"1"
 
 
+async def test_leases_are_kept_where_redis_takes_no_new_connections(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Theirs is there before the first lease is."""
+    worker = await serve(lease=0.9)
+    await eventually(lambda: worker._keeper._wire._link)
+    before = (await redis.config_get("maxclients"))["maxclients"]
+    await redis.config_set("maxclients", 1)
+    try:
+        assert await result(await enqueue(redis, "counted", 3)) == 1
+    finally:
+        await redis.config_set("maxclients", before)
+
+
+async def test_a_stop_does_not_wait_for_threads_of_jobs(redis: ArqRedis, serve: MakeWorker) -> None:
+    """They may fill the loop's executor."""
+
+    async def threads(ctx: dict[Any, Any]) -> None:
+        await asyncio.to_thread(over.wait, 20)
+
+    over = threading.Event()
+    worker = await serve(functions=[func(threads, name="threads")], max_jobs=50)
+    jobs = (os.cpu_count() or 1) + 4
+    for _ in range(jobs):
+        await enqueue(redis, "threads")
+    await eventually(lambda: len(worker.tasks) == jobs)
+    try:
+        async with asyncio.timeout(8):
+            await worker._give_back()
+    finally:
+        over.set()
+
+
 async def test_a_job_past_all_limits_is_begun_elsewhere(redis: ArqRedis, serve: MakeWorker) -> None:
     """It does not end, though it was told to long ago. Its worker no longer keeps it, nor runs it twice at a time."""
     worker = await serve(lease=0.6)
@@ -175,6 +208,23 @@ async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serv
     with pytest.raises(TimeoutError):
         await result(jobs["timeout"])
     assert await redis.exists(*(prefix + j.job_id for prefix in (keys.JOB, keys.RETRY) for j in jobs.values())) == 0
+
+
+async def test_a_try_that_would_come_after_the_payload_has_expired_is_the_last(
+    redis: ArqRedis, serve: MakeWorker
+) -> None:
+    """By then nobody would know what the job was."""
+    await serve(functions=[func(again, name="again")])
+    job = await enqueue(redis, "again", _expires=60)
+    with pytest.raises(JobExecutionFailed, match="job expired"):
+        await result(job)
+    (letter,) = await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))
+    assert (letter["reason"], letter["function"]) == ("expired", "again")
+    assert letter["payload"]
+
+
+async def again(ctx: dict[Any, Any]) -> None:
+    raise Retry(defer=3600)
 
 
 async def test_a_dead_letter_runs_again_with_all_its_tries(redis: ArqRedis, serve: MakeWorker) -> None:

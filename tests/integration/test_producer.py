@@ -11,6 +11,7 @@ from arq.connections import ArqRedis
 from redis.exceptions import ConnectionError, OutOfMemoryError
 
 from app.components.worker.runtime import NewJob, Producer, enqueue_many, keys
+from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
 
@@ -104,3 +105,18 @@ async def test_a_time_that_redis_cannot_hold_loses_no_job(redis: ArqRedis) -> No
     jobs = [NewJob("echo", job_id="first"), NewJob("echo", job_id="second", expires=1e300)]
     assert all(await enqueue_many(redis, jobs, queue_name=QUEUE))
     assert await redis.zcard(QUEUE) == 2
+
+
+async def test_a_job_that_runs_past_its_payload_still_holds_id_and_unique_key(
+    redis: ArqRedis, serve: MakeWorker
+) -> None:
+    worker = await serve()
+    await enqueue_many(redis, [NewJob("slow", (60,), job_id="held", unique="x", expires=0.2)], queue_name=QUEUE)
+    await eventually(lambda: worker.tasks)
+    await eventually(lambda: expired(redis, "held"))
+    refused = [NewJob("echo", (1,), unique="x"), NewJob("echo", (1,), job_id="held")]
+    assert await enqueue_many(redis, refused, queue_name=QUEUE) == [None, None]
+
+
+async def expired(redis: ArqRedis, job_id: str) -> bool:
+    return not await redis.exists(keys.JOB + job_id)

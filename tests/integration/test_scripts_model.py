@@ -52,6 +52,8 @@ SETTINGS = settings(
 LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself
 MOST_DEAD = 1
 FAR_MS = 10**9
+HOUR_MS = 3_600_000
+BEYOND_MS = 10 * FAR_MS  #: no payload lives for so long
 STOCK = "1"  # what stock workers set as a mark
 CRON_START = datetime(2001, 9, 9, tzinfo=UTC)
 
@@ -201,6 +203,9 @@ class ScriptsMachine(RuleBasedStateMachine):
     def in_use(self, job_id: str) -> bool:
         return job_id in self.results or (job_id in self.jobs and self.jobs[job_id].payload is not None)
 
+    def is_held(self, job_id: str) -> bool:
+        return job_id in self.marks or (job_id in self.jobs and self.jobs[job_id].payload is not None)
+
     def may_be_enqueued(self, job_id: str) -> bool:
         """Not all that arq allows for: the id of a job whose payload has expired before it ended, though it counts as
         free, is that of two jobs then. And the lease of a job that a stock worker ended would be the next job's."""
@@ -231,8 +236,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             number = self.past()
             due = datetime.fromtimestamp(number / 1000, UTC) + timedelta(days=later * 100_000)
             new.append(NewJob("f", (number,), job_id=job_id, defer_until=due, unique=key))
-            holder = self.jobs.get(self.unique.get(key or "", ""))
-            free = not self.in_use(job_id) and not (holder and holder.payload is not None)
+            free = not (self.in_use(job_id) or self.is_held(job_id) or self.is_held(self.unique.get(key or "", "")))
             expected.append(job_id if free else None)
             if free:
                 self.jobs[job_id] = Job(number + later * 100_000 * 86_400_000, b"[%d]" % number)
@@ -447,13 +451,15 @@ class ScriptsMachine(RuleBasedStateMachine):
         job, mark = self.jobs.get(claim.lease.job_id), self.marks.get(claim.lease.job_id)
         back = end.kind in ("again", "back")
         if job and (mark == claim.lease.token or (mark is None and job.lapses is not None)):
-            return Reply.EXPIRED if back and job.payload is None else Reply.DONE
+            expires = job.payload is None or (end.kind == "again" and end.data == BEYOND_MS)
+            return Reply.EXPIRED if back and expires else Reply.DONE
         return Reply.LOST if job and mark and not back else Reply.OVER
 
     def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
         kind, flag, last = end
         if kind == "again":
-            return Settlement(claim.lease, kind, flag * FAR_MS, claim.tries * last, "")
+            wait_ms = flag * (HOUR_MS if last else BEYOND_MS)
+            return Settlement(claim.lease, kind, wait_ms, claim.tries * last, "")
         if kind == "back":
             return Settlement(claim.lease, kind, claim.due_ms, 0, "")
         letter = f"letter of {claim.lease.token}"

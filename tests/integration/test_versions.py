@@ -13,7 +13,6 @@ import pytest
 from arq import cron, func
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
-from arq.utils import timestamp_ms
 from arq.worker import JobExecutionFailed
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
@@ -115,7 +114,7 @@ async def test_each_job_runs_once_where_it_is_known_from_the_first_new_replica_t
 async def elsewhere(redis: ArqRedis, *functions: str) -> None:
     """Write the record of a replica that knows these functions, and claims nothing for a minute."""
     state = {"state": "running", "functions": functions}
-    await health.record(redis, QUEUE, "elsewhere", state, now_ms=timestamp_ms(), interval_s=20)
+    await health.record(redis, QUEUE, "elsewhere", state, interval_s=20)
 
 
 async def test_a_backlog_of_unknown_jobs_keeps_nobody_busy(

@@ -59,6 +59,15 @@ async def test_an_error_is_raised_and_the_next_reply_is_right(wire: Wire) -> Non
     assert right == b"1"
 
 
+async def test_what_cannot_be_sent_takes_no_reply_of_another(wire: Wire) -> None:
+    await wire.call("PING")
+    with pytest.raises(TypeError):
+        await wire.call("ECHO", object())  # type: ignore[arg-type]
+    async with asyncio.timeout(1):
+        assert await wire.call("ECHO", 1) == b"1"
+        assert await wire.call("ECHO", 2) == b"2"
+
+
 async def test_a_command_that_waits_behind_another_gets_its_own_reply(wire: Wire, redis: ArqRedis) -> None:
     waiting = asyncio.create_task(wire.calls(("BLPOP", "list", 5), ("ECHO", "mine")))
     await eventually(lambda: wire.owed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -313,3 +314,16 @@ def test_a_folder_of_secrets_that_is_none_or_another_users(tmp_path: Path, monke
     monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigurationError, match="is another user's: `sudo chown"):
         secrets.close(tmp_path)
+
+
+def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "env" / "other.env").write_text(GOOD.replace("ENV=test", "ENV=other"))
+    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is env/other\.env's"):
+        load()
+
+
+@pytest.mark.parametrize("targets", [["nope"], ["help", "nope"]])
+def test_make_refuses_what_is_no_target(targets: list[str]) -> None:
+    done = subprocess.run(["make", *targets], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "nope" in done.stderr

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 #: Replicas that start within so many seconds of the first have one start, of which ``run_at_startup`` makes one run.
 ONE_START_S = 60
+AHEAD_MS = 5000  #: by which replicas' clocks may be ahead of Redis's
 
 
 class Cron:
@@ -32,26 +33,28 @@ class Cron:
 
     async def enqueue_due(self, now: datetime, ahead: timedelta) -> None:
         """Enqueue the runs of up to so far ahead. Of those missed while Redis is away, one is made up for."""
-        for job in self._jobs:
+        # In order of time, since of two jobs of one name the later run says that the earlier is over.
+        for job in sorted(self._jobs, key=lambda job: job.next_run or now):
             at, starts = job.next_run or now, job.next_run is None
             if at >= now + ahead:
                 continue
             try:
-                if job.run_at_startup or not starts:
-                    await self._enqueue(job, at, starts=starts)
+                if (job.run_at_startup or not starts) and not await self._enqueue(job, at, starts=starts):
+                    continue
             except UNAVAILABLE:
                 raise  # it is tried again
             except Exception:
                 logger.exception("cron job %s cannot be enqueued", job.name)
             job.calculate_next(max(at, now))
 
-    async def _enqueue(self, job: CronJob, at: datetime, *, starts: bool = False) -> None:
+    async def _enqueue(self, job: CronJob, at: datetime, *, starts: bool = False) -> bool:
+        """Return False where it is too early, by Redis's clock."""
         if not job.unique:
             await self._redis.enqueue_job(job.name, _job_id=job.job_id, _queue_name=self._queue, _defer_until=at)
-            return
+            return True
         at_ms = to_unix_ms(at)
         job_id = job.job_id or f"{job.name}:{at_ms}"
-        await self._tick(
+        reply = await self._tick(
             keys=[
                 self._queue,
                 keys.ticks(self._queue),
@@ -67,5 +70,7 @@ class Cron:
                 max(0, at_ms - timestamp_ms()) + self._redis.expires_extra_ms,
                 self._replica if starts else "",
                 ONE_START_S,
+                AHEAD_MS,
             ],
         )
+        return bool(reply >= 0)

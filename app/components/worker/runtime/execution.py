@@ -21,6 +21,8 @@ RetryOn = type[Exception] | tuple[type[Exception], ...]
 
 LATEST_MS = 1 << 47  #: a day in the year 6429: Python has no later ones than 9999
 
+MOST_TOLD = 1 << 15  #: characters of an error, and of its traceback's end, in a dead letter
+
 #: A job with no time limit is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
 
@@ -185,8 +187,8 @@ def dead_letter(job: Job, error: BaseException, reason: str) -> str:
         "function": job.function,
         "reason": reason,
         "tries": job.tries,
-        "error": described(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "error": described(error)[:MOST_TOLD],
+        "traceback": "".join(traceback.format_exception(error))[-MOST_TOLD:],
         "enqueued_ms": job.enqueued_ms,
         "died_ms": int(time() * 1000),
     }

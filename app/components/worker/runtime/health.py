@@ -15,9 +15,7 @@ FORGET_AFTER_S = 3600  #: a replica not seen for so long leaves the registry
 RECORDS_PER_LIFE = 3  #: a replica that misses this many records is taken for dead
 
 
-async def record(
-    redis: Redis, queue_name: str, replica: str, state: Mapping[str, Any], *, now_ms: int, interval_s: float
-) -> None:
+async def record(redis: Redis, queue_name: str, replica: str, state: Mapping[str, Any], *, interval_s: float) -> None:
     """Write a replica's state, which has to be JSON data, and enter the replica in its queue's registry.
 
     Others rely on its ``state``, "running" while it claims jobs, and on its ``functions``, the names of those it knows.
@@ -27,7 +25,6 @@ async def record(
         args=[
             replica,
             json.dumps(state),
-            now_ms,
             int(interval_s * RECORDS_PER_LIFE * 1000),
             FORGET_AFTER_S * 1000,
         ],

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 JOIN_S = 0.5  #: a thread that waits for Redis ends by itself, later
+START_S = 5.0
+LOG_S = 1.0  #: what a line of the log may take
 BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 
 
@@ -64,12 +66,14 @@ class Keeper:
         self._turned, self._ticks, self._logged = True, 0, False
         self._turn: asyncio.TimerHandle | None = None
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="keeper", daemon=True)
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._main, name="keeper", daemon=True)
 
     def start(self) -> None:
         self._beat()
         self._thread.start()
-        self._ready.wait()
+        if not self._ready.wait(START_S):
+            raise RuntimeError("the thread that renews leases does not start")
 
     def renew_soon(self) -> None:
         """Renew at the next tick."""
@@ -83,7 +87,8 @@ class Keeper:
     async def stop(self) -> None:
         if self._thread.is_alive():
             self._own_loop.call_soon_threadsafe(self._stopping.set)
-            await asyncio.to_thread(self._thread.join, JOIN_S)
+            with contextlib.suppress(TimeoutError):  # not by the loop's executor, which jobs may fill
+                await asyncio.wait_for(self._ended.wait(), JOIN_S)
         if self._turn:
             self._turn.cancel()
 
@@ -91,10 +96,17 @@ class Keeper:
         self._turned = True
         self._turn = self._loop.call_later(RENEWAL_TICK_S, self._beat)
 
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._run())
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._ended.set)
+
     async def _run(self) -> None:
         self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        due = monotonic() + self._every_s
+        due = monotonic()
         while not self._stopping.is_set() and not self._loop.is_closed():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), RENEWAL_TICK_S)
@@ -109,10 +121,15 @@ class Keeper:
         self._wire.close()
 
     async def _renew(self) -> bool:
+        leases = list(self._leases())
+        if not leases:
+            with contextlib.suppress(*UNAVAILABLE):  # so that there is a connection once there are some
+                await self._wire.call("PING")
+            return True
         try:
-            lost = await self._scripts.renew(self._leases())
+            lost = await self._scripts.renew(leases)
         except UNAVAILABLE as error:
-            logger.warning("leases cannot be renewed: %s", error or type(error).__name__)
+            _log(logging.WARNING, "leases cannot be renewed: %s", error or type(error).__name__)
             return False
         if lost:
             self._lost(lost)
@@ -130,9 +147,15 @@ class Keeper:
         if not self._logged or blocked_s >= self._exit_s:
             frame = sys._current_frames().get(self._watched)
             stack = "".join(traceback.format_stack(frame)) if frame else ""
-            logger.error("the event loop has not turned for %.1fs; it is in\n%s", blocked_s, stack)
+            _log(logging.ERROR, "the event loop has not turned for %.1fs; it is in\n%s", blocked_s, stack)
             self._logged = True
         if blocked_s >= self._exit_s:
-            logger.critical("ending the process: blocked for %.1fs, the limit is %.1fs", blocked_s, self._exit_s)
-            logging.shutdown()
+            _log(logging.CRITICAL, "ending the process: blocked for %.1fs, the limit is %.1fs", blocked_s, self._exit_s)
             os._exit(BLOCKED_EXIT_CODE)
+
+
+def _log(level: int, message: str, *values: object) -> None:
+    """Log in a thread, and go on after ``LOG_S``: the loop may be blocked by the log itself, which nobody reads."""
+    thread = threading.Thread(target=logger.log, args=(level, message, *values), daemon=True)
+    thread.start()
+    thread.join(LOG_S)

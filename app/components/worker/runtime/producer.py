@@ -19,6 +19,7 @@ from .wire import Wire
 
 BATCH_JOBS = 500  #: Redis does nothing else meanwhile
 BATCH_BYTES = 4 << 20
+KEEP_UNIQUE_MS = 86_400_000  #: of a job that runs so long after its payload has expired, the key is free
 
 Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
 
@@ -88,8 +89,8 @@ async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queu
 
 
 @cache
-def _prefixes(queue_name: str) -> tuple[str, str, str, str]:
-    return keys.JOB, keys.RESULT, keys.unique(queue_name, ""), keys.bell(queue_name)
+def _prefixes(queue_name: str) -> tuple[str | int, ...]:
+    return keys.JOB, keys.RESULT, keys.unique(queue_name, ""), keys.IN_PROGRESS, KEEP_UNIQUE_MS, keys.bell(queue_name)
 
 
 def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:

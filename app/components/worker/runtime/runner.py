@@ -93,6 +93,9 @@ class JobRunner(arq.worker.Worker):
     async def _carry_out(self, run: Run) -> None:
         claim = run.claim
         run.started_ms = timestamp_ms()
+        if claim.payload is None and claim.due_ms == ABORT_SCORE:  # it ended while its abort put it back into the queue
+            self._settle(run, Settlement(claim.lease, "end", b"", 0, 0))
+            return
         try:
             run.job = job = read(claim, self.job_deserializer)
             function = self._function_for(run)
@@ -315,9 +318,13 @@ class JobRunner(arq.worker.Worker):
                 run.interrupt(Cause.LOST)
 
     async def _interrupt_aborted(self) -> None:
-        for raw_id, asked_ms in await self.pool.zrange(keys.ABORT, 0, -1, withscores=True):
-            # An older request was for a job that had this id before; of one that is not read yet, we know no time.
-            if (run := self._runs.get(keys.job_id(raw_id))) and run.begun and asked_ms >= run.job.enqueued_ms:
+        runs = [run for run in self._runs.values() if run.begun]  # of one that is not read yet, we know no time
+        if not runs:
+            return
+        for run, asked_ms in zip(
+            runs, await self.pool.zmscore(keys.ABORT, [run.claim.lease.job_id for run in runs]), strict=True
+        ):
+            if asked_ms is not None and asked_ms >= run.job.enqueued_ms:  # an older one was for a job of this id before
                 run.interrupt(Cause.ABORT)
 
     def _max_tries(self, function: Function | CronJob) -> int:

@@ -67,7 +67,7 @@ class Listener:
         self._ringing: asyncio.Task[None] | None = None
         self.connected = False
         self.listening = False  #: to the queue
-        self._asked = self._proved = self._may_park = False
+        self._asked = self._proved = self._may_park = self._may_listen = False
         database = pool.connection_kwargs.get("db", 0)
         self._queue_channel, abort_channel, probe_channel = (
             f"__keyspace@{database}__:{key}".encode() for key in (queue_name, keys.ABORT, keys.probe(name))
@@ -91,10 +91,13 @@ class Listener:
     async def start(self) -> None:
         """Connect, and ask for the proof."""
         self.connected = True  # from here on a loss of the connection is ours
-        self._asked, self._proved, self._may_park = False, False, True
+        self._asked, self._proved, self._may_park, self._may_listen = False, False, True, True
         try:
             await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
             await self._ask()
+        except NoPermissionError as error:
+            self._may_listen = False
+            logger.warning("jobs are looked for now and then, as nothing may be listened to: %s", error)
         except BaseException:
             self.connected = False
             raise
@@ -108,7 +111,7 @@ class Listener:
     async def listen(self) -> bool:
         """Listen to the queue where too few do, and stop where too many do; return whether we begin to, since a job may
         have come just before."""
-        if not self.connected:
+        if not (self.connected and self._may_listen):
             return False
         try:
             _, count = await self._wire.call("PUBSUB", "NUMSUB", self._queue_channel)

@@ -130,9 +130,10 @@ class _Link(asyncio.Protocol):
             self.connection_lost(None)
         if self.error:
             raise self.error
-        replies = [self._loop.create_future() for _ in commands]
+        packed = b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
+        replies = [self._loop.create_future() for _ in commands]  # not before: what cannot be packed has no reply
         self._replies += replies
-        self._transport.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
+        self._transport.write(packed)
         timer = self._loop.call_later(within_s, self._end, TimeoutError("no reply from Redis"))
         *firsts, last = replies
         try:

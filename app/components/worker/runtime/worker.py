@@ -473,9 +473,8 @@ class Worker(JobRunner):
 
     async def record_health(self) -> None:
         """Write this replica's record, every ``health_check_interval`` seconds and when a drain begins."""
-        now = time()
         stated = "running" if self._stop_at is None else "draining"
-        if stated == self._stated and now - self._last_health_check < self.health_check_interval:
+        if stated == self._stated and monotonic() - self._last_health_check < self.health_check_interval:
             return
         state = {
             "state": stated,
@@ -494,11 +493,10 @@ class Worker(JobRunner):
             self.queue_name,
             self.replica,
             state,
-            now_ms=int(now * 1000),
             interval_s=self.health_check_interval,
         )
-        self._last_health_check, self._stated = now, stated
-        await self.pool.zremrangebyscore(keys.ABORT, "-inf", (now - KEEP_ABORTS_S) * 1000)
+        self._last_health_check, self._stated = monotonic(), stated
+        await self.pool.zremrangebyscore(keys.ABORT, "-inf", (time() - KEEP_ABORTS_S) * 1000)
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
         if self.allow_pick_jobs:

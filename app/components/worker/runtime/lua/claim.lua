@@ -75,7 +75,7 @@ end
 
 if most_begun > 0 then
   local oldest = redis.call('LINDEX', begun, 0)
-  while oldest and tonumber(oldest) <= now - period do
+  while oldest and (tonumber(oldest) <= now - period or tonumber(oldest) > now) do -- or the clock went back
     redis.call('LPOP', begun)
     oldest = redis.call('LINDEX', begun, 0)
   end

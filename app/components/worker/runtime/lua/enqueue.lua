@@ -1,14 +1,16 @@
 #!lua
 --[[
   Enqueue a batch of jobs, as arq does one: a job whose id is in use, or whose unique key a job holds that is not over
-  yet, is left out.
+  yet, is left out. One that runs is not over, though its payload may have expired.
 
   KEYS[1]  queue, sorted set: job ids by due time in ms
 
   ARGV[1]  prefix of payload keys
   ARGV[2]  prefix of result keys
   ARGV[3]  prefix of unique keys
-  ARGV[4]  bell, sorted set: one worker that idles waits for a member. It is no key of the script, which a user who has
+  ARGV[4]  prefix of in-progress keys
+  ARGV[5]  ms to keep a unique key for longer than the payload: what a job may run past that
+  ARGV[6]  bell, sorted set: one worker that idles waits for a member. It is no key of the script, which a user who has
            no right to it could not run then
   and five for each job: ARGV[n] its id, ARGV[n + 1] payload, ARGV[n + 2] due time in ms, ARGV[n + 3] ms to keep the
   payload, ARGV[n + 4] unique key, '' for none
@@ -16,17 +18,17 @@
   Returns for each job 1, or 0 where it was left out.
 ]]
 local FEW = 8 -- jobs: of so many, those that listen are not told, as the bell is enough
-local job, result, unique, bell = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local job, result, unique, in_progress, longer, bell = unpack(ARGV, 1, 6)
 local enqueued, entries = {}, {}
 
-for n = 5, #ARGV, 5 do
+for n = 7, #ARGV, 5 do
   local id, payload, due, keep, key = unpack(ARGV, n, n + 4)
-  local free = redis.call('EXISTS', job .. id, result .. id) == 0
+  local free = redis.call('EXISTS', job .. id, result .. id, in_progress .. id) == 0
   if free and key ~= '' then
     local holder = redis.call('GET', unique .. key)
-    free = not holder or redis.call('EXISTS', job .. holder) == 0
+    free = not holder or redis.call('EXISTS', job .. holder, in_progress .. holder) == 0
     if free then
-      redis.call('SET', unique .. key, id, 'PX', keep)
+      redis.call('SET', unique .. key, id, 'PX', keep + longer)
     end
   end
   if free then

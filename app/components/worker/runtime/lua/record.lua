@@ -8,10 +8,11 @@
 
   ARGV[1]  replica
   ARGV[2]  its state
-  ARGV[3]  now, ms
-  ARGV[4]  ms that the record lives
-  ARGV[5]  ms after which a replica that is not seen leaves the registry
+  ARGV[3]  ms that the record lives
+  ARGV[4]  ms after which a replica that is not seen leaves the registry
 ]]
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3] - ARGV[5])
+local time = redis.call('TIME') -- one clock, or the replica whose own is ahead would have the others leave
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[4])

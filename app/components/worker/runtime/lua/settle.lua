@@ -26,7 +26,7 @@
   'back'   data: due time in ms; the try does not count
 
   Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
-  is somebody else's now, -2 if it cannot be given back, since its payload has expired; nothing where all are 1.
+  is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing where all are 1.
 ]]
 local queue, leases, abort, dead, letters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -35,6 +35,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local jobs = tonumber(ARGV[7])
 local marks, replies, requeued, back, ended, garbage = {}, {}, {}, {}, {}, {}
 local all_done = true
+
+local function expires(id, within_ms)
+  local left = redis.call('PTTL', job .. id)
+  return left == -2 or left >= 0 and left < within_ms
+end
 
 for i = 1, jobs do
   marks[i] = in_progress .. ARGV[6 + 2 * i]
@@ -55,7 +60,7 @@ while i < jobs do
     if holder ~= token and (holder or not (redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id))) then
       -- Of one that goes back somebody else's mark says nothing: it may have been claimed since.
       reply = holder and ends and redis.call('ZSCORE', queue, id) and -1 or 0
-    elseif not ends and redis.call('EXISTS', job .. id) == 0 then
+    elseif not ends and expires(id, kind == 'again' and tonumber(data) or 0) then
       reply = -2
     elseif ends then
       if data ~= '' and keep_until then

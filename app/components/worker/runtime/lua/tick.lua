@@ -15,8 +15,10 @@
   ARGV[5]  ms to keep the payload
   ARGV[6]  a replica, when it is for its start, or ''
   ARGV[7]  seconds within which the starts of several replicas are one
+  ARGV[8]  ms that a run may be ahead by the server's clock: a replica whose own is further ahead has to wait, or no other
+           would have its turn
 
-  Returns 1, or 0 where another replica has done it.
+  Returns 1, or 0 where another replica has done it, -1 where it is too early.
 ]]
 local replica = ARGV[6]
 
@@ -31,6 +33,10 @@ if replica ~= '' then
   end
   redis.call('EXPIRE', KEYS[3], ARGV[7])
 else
+  local time = redis.call('TIME')
+  if tonumber(ARGV[2]) > time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[8] then
+    return -1
+  end
   if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) >= tonumber(ARGV[2]) then
     return 0
   end
