@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 
@@ -20,7 +19,6 @@ from .stack import Container, Stack, is_worker, say
 
 HOOKS = ROOT / "ops" / "hooks"  #: `pre-deploy` and `post-deploy`: a team's own programs
 LOOK_S = 0.3
-LOG_LINES = 15
 _REGISTRY = re.compile(r"[^/]*[.:][^/]*/|localhost/")  #: an image's name that begins with a registry's
 
 
@@ -178,8 +176,7 @@ def _wait_until_healthy(stack: Stack, new: list[Container]) -> None:
         late = time.monotonic() > deadline
         for each in now:
             if not each.runs or each.restarts or each.health == "unhealthy" or (late and each.health != "healthy"):
-                log = stack.ask(["docker", "logs", "--tail", str(LOG_LINES), each.id])
-                print(log.stdout + log.stderr, end="", file=sys.stderr)
+                lifecycle.print_last_words(stack, each)
                 what = f"is {each.health}" if each.runs and not each.restarts else "ends as soon as it starts"
                 raise _Failed(f"{each.name} {what}")
         if len(now) == len(ids) and all(each.health == "healthy" for each in now):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from . import capacity, commands, credentials, images, journal, releases
 from .configuration import ROOT, ConfigurationError
-from .stack import Stack, is_worker, say
+from .stack import Container, Stack, is_worker, say
+
+LOG_LINES = 15  #: of a container that does not become healthy
 
 
 def up(stack: Stack, _: argparse.Namespace) -> int:
@@ -21,17 +24,29 @@ def up(stack: Stack, _: argparse.Namespace) -> int:
     # What `make deploy` brought in stays until it brings in another: the checkout may have moved on.
     code = stack.run(commands.up(stack.environment, build=not releases.is_deployed(stack)))
     if code:
-        say(f"not all of it became healthy: `make logs ENV={stack.name}` shows why")
+        for each in stack.containers():
+            if not each.runs or each.restarts or each.health == "unhealthy":
+                print_last_words(stack, each)
+        say(f"not all of it became healthy: `make logs ENV={stack.name}` and `make doctor ENV={stack.name}` show why")
         return code
     record(stack, "up", version=stack.version)
     return stack.run(commands.compose(stack.environment, "ps"))
 
 
+def print_last_words(stack: Stack, container: Container) -> None:
+    """Print the end of a container's log to the caller's standard error."""
+    log = stack.ask(["docker", "logs", "--tail", str(LOG_LINES), container.id])
+    print(log.stdout + log.stderr, end="", file=sys.stderr)
+
+
 def must_be_whole(stack: Stack) -> None:
     """Raise ``ConfigurationError`` where Redis's data may be half way between two places, and would be found empty."""
     if cut_short := journal.unfinished(stack.name):
-        what = {"restore": "FILE={file}", "upgrade-redis": "IMAGE={image}"}[cut_short["event"]].format(**cut_short)
-        again = f"make {cut_short['event']} {what} ENV={stack.name}"
+        if cut_short["event"] == "restore":
+            what = f"restore FILE={shlex.quote(cut_short['file'])} YES=1"
+        else:
+            what = f"upgrade-redis IMAGE={cut_short['image']}"
+        again = f"make {what} ENV={stack.name}"
         raise ConfigurationError(
             f"the data of Redis was being replaced, and that was cut short: finish it by `{again}`"
         )

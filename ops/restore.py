@@ -40,7 +40,7 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
     data.end_others(stack)
     expected = _make_ready(stack, file, options.identity, manifest)
 
-    lifecycle.record(stack, "restore", file=file.name, running=running, outcome=journal.BEGUN)
+    lifecycle.record(stack, "restore", file=str(file), running=running, outcome=journal.BEGUN)
     try:
         _replace(stack, expected, running)
     except ConfigurationError as error:

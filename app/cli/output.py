@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from app.core.text import visible
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
+PIPE_COLUMNS = 200
+
 
 def show(data: Any, as_json: bool, *parts: RenderableType) -> None:
     """Print ``data`` as JSON, or else ``parts``, which show it to people; a table without rows is left out."""
@@ -24,7 +27,9 @@ def show(data: Any, as_json: bool, *parts: RenderableType) -> None:
         print(as_text(data), flush=True)
     else:
         # What is shown comes from outside: brackets and colons in it are no markup.
-        console = Console(markup=False, highlight=False, emoji=False)
+        # And no terminal's width is no reason to break an id in two.
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+        console = Console(markup=False, highlight=False, emoji=False, width=width)
         shown = [part for part in parts if not isinstance(part, Table) or part.row_count]
         for number, part in enumerate(shown):
             if number:

@@ -12,6 +12,7 @@ from arq.cron import CronJob
 from arq.jobs import DeserializationError
 from arq.utils import to_seconds
 from arq.worker import Function, Worker, func
+from rich.text import Text
 
 from app.cli.errors import known
 from app.cli.output import Json, age, show, table
@@ -89,7 +90,8 @@ def ls(
     ]
     data = {"tasks": tasks, "not_loaded": missing}
     rows = [
-        (t["queue"], f"{t['task']}{t['signature']}\n{t['summary']}", age(t["timeout_s"]), t["max_tries"]) for t in tasks
+        (t["queue"], Text(f"{t['task']}{t['signature']}\n{t['summary']}"), age(t["timeout_s"]), t["max_tries"])
+        for t in tasks
     ]
     notes = [f"{name} cannot be loaded here: {reason}" for name, reason in missing.items()]
     show(data, json, table(("queue", "task", ">timeout", ">tries"), rows), *notes)
