@@ -24,7 +24,7 @@ PYTHON = .venv/bin/python
 VENV = .venv/installed
 
 .DEFAULT_GOAL = help
-TARGETS := $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+TARGETS := $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)) 2>/dev/null)
 .PHONY: $(TARGETS) # no target is a file, but that of the environment
 
 help: ## This list
