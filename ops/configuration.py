@@ -148,12 +148,11 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         problems.append(f"COMPOSE_FILE is missing in env/{name}.env: copy it from env/prod.env and change it")
     if "COMPOSE_PROJECT_NAME" not in values:
         problems.append(f"COMPOSE_PROJECT_NAME is missing in env/{name}.env: copy it from env/prod.env and change it")
+    project = values.get("COMPOSE_PROJECT_NAME")
     for other in names(root / "env"):
-        of_other, _ = envfile.parse((root / "env" / f"{other}.env").read_text(errors="replace"))
-        if other != name and of_other.get("COMPOSE_PROJECT_NAME") == values.get("COMPOSE_PROJECT_NAME"):
-            problems.append(
-                f"COMPOSE_PROJECT_NAME={values['COMPOSE_PROJECT_NAME']} is env/{other}.env's: two would be one stack"
-            )
+        theirs, _ = envfile.parse((root / "env" / f"{other}.env").read_text(errors="replace"))
+        if project and other != name and theirs.get("COMPOSE_PROJECT_NAME") == project:
+            problems.append(f"COMPOSE_PROJECT_NAME={project} is env/{other}.env's: two would be one stack")
     layers = values.get("COMPOSE_FILE", "").split(":")
     problems += _layer_problems(list(filter(None, layers)), root)
 

@@ -27,7 +27,7 @@ def show(data: Any, as_json: bool, *parts: RenderableType) -> None:
         print(as_text(data), flush=True)
     else:
         # What is shown comes from outside: brackets and colons in it are no markup.
-        # And no terminal's width is no reason to break an id in two.
+        # Where there is no terminal, rich takes 80 columns, and breaks ids in two.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
         console = Console(markup=False, highlight=False, emoji=False, width=width)
         shown = [part for part in parts if not isinstance(part, Table) or part.row_count]

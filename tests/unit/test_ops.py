@@ -316,6 +316,13 @@ def test_a_folder_of_secrets_that_is_none_or_another_users(tmp_path: Path, monke
         secrets.close(tmp_path)
 
 
+def test_environments_without_a_project_name_are_told_so(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "env" / "other.env").write_text("ENV=other\n")
+    (tmp_path / "env" / "lacks.env").write_text("ENV=lacks\nCOMPOSE_FILE=compose/base.yml\n")
+    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME is missing in env/lacks\.env"):
+        load(name="lacks")
+
+
 def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "other.env").write_text(GOOD.replace("ENV=test", "ENV=other"))
     with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is env/other\.env's"):

@@ -96,6 +96,7 @@ class Worker(JobRunner):
         self.lease_s = lease
         self.blocked_log_s = blocked_log
         self.blocked_exit_s = blocked_exit
+        self._ends_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S  # in which any job has ended for certain
         self._wake = asyncio.Event()  # for a look at the queue
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
@@ -181,11 +182,6 @@ class Worker(JobRunner):
             rate_limit=self.rate_limit,
             global_concurrency=self.global_concurrency,
         )
-
-    @property
-    def _ends_s(self) -> float:
-        """Seconds in which any job has ended for certain."""
-        return self.in_progress_timeout_s + CLEANUP_MARGIN_S
 
     async def close(self) -> None:
         """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
