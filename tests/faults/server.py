@@ -66,6 +66,15 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    async def write_out(self) -> None:
+        """Hold writes back until the file has all that was answered.
+
+        With ``everysec`` it may lag behind by two seconds while the disk is slow to sync, which a kill would lose.
+        """
+        await self.redis.execute_command("CLIENT", "PAUSE", STARTS_WITHIN_S * 1000, "WRITE")
+        while (await self.redis.info("persistence"))["aof_buffer_length"]:
+            await asyncio.sleep(0.01)
+
     def pause(self) -> None:
         """Have it answer nothing, with its connections left open."""
         assert self._process is not None

@@ -14,18 +14,22 @@ from tests.faults.harness import Arena
 from tests.faults.load import QUEUE
 
 ALWAYS = {"appendfsync": "always"}
-EVERYSEC = {"appendfsync": "everysec"}  # a killed process loses nothing that the kernel has
+EVERYSEC = {"appendfsync": "everysec"}
 SLOW_TO_LOAD = {"key-load-delay": "300", "loading-process-events-interval-bytes": "1024"}  # µs each, for tests alone
 COMES_BACK_S = 6  #: until all workers have noticed that Redis is back, by their back-off
 
 
-@pytest.mark.parametrize("arena", [ALWAYS, EVERYSEC], indirect=True, ids=["always", "everysec"])
-async def test_redis_killed(arena: Arena) -> None:
+@pytest.mark.parametrize(
+    ("arena", "written_out"), [(ALWAYS, False), (EVERYSEC, True)], indirect=["arena"], ids=["always", "everysec"]
+)
+async def test_redis_killed(arena: Arena, written_out: bool) -> None:
     """Again and again, each time for less than a lease: nothing is lost, and nothing runs twice."""
     await arena.fleet.start(3, lease=5)
 
     async def strike() -> None:
         arena.fleet.faults += 1
+        if written_out:
+            await arena.server.write_out()
         arena.server.kill()
         await asyncio.sleep(arena.rng.uniform(0, 0.5))
         await arena.server.start()

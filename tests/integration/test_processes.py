@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -50,6 +51,22 @@ class Service:
     def healthy(self) -> bool:
         environment = {**os.environ, "WORKER_BEAT_DIR": str(self.beats)}
         return subprocess.run(["sh", HEALTHCHECK], env=environment, capture_output=True).returncode == 0
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Pause the workers, as a virtual machine may be: time goes on, and they do not know."""
+        pids = self.children().values()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        for pid in [self.process.pid, *self.children().values()]:
+            os.kill(pid, signal.SIGKILL)
 
     async def ends(self, within_s: float = 15) -> int:
         async with asyncio.timeout(within_s):
@@ -96,9 +113,8 @@ async def start(redis_server: RedisSettings, redis: ArqRedis, tmp_path: Path) ->
 
     yield make
     for service in services:
-        for pid in [service.process.pid, *service.children().values()]:
-            if service.process.returncode is None:
-                os.kill(pid, signal.SIGKILL)
+        if service.process.returncode is None:
+            service.kill()
         await service.process.wait()
         print(service.log.read_text())
 
@@ -219,12 +235,12 @@ async def test_children_do_not_outlive_a_killed_parent(start: MakeService, redis
 
 
 async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, redis: ArqRedis) -> None:
-    killed = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
-    jobs = await enqueue_slow(redis, 5, 4)
     other = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
     await eventually(other.healthy)
-    for pid in [killed.process.pid, *killed.children().values()]:
-        os.kill(pid, signal.SIGKILL)
+    with other.standing_still():
+        killed = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
+        jobs = await enqueue_slow(redis, 5, 4)
+        killed.kill()
     died = monotonic()
 
     async def start_again() -> bool:
@@ -237,12 +253,12 @@ async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, r
 
 
 async def test_the_lease_that_is_shipped(start: MakeService, redis: ArqRedis) -> None:
-    killed = await start("--queue", "load_test")
-    (job,) = await enqueue_slow(redis, 1, 2)
     other = await start("--queue", "load_test")
     await eventually(other.healthy)
-    for pid in [killed.process.pid, *killed.children().values()]:
-        os.kill(pid, signal.SIGKILL)
+    with other.standing_still():
+        killed = await start("--queue", "load_test")
+        (job,) = await enqueue_slow(redis, 1, 2)
+        killed.kill()
 
     async def starts_again() -> bool:
         return await redis.get(keys.RETRY + job.job_id) == b"1"
@@ -253,16 +269,11 @@ async def test_the_lease_that_is_shipped(start: MakeService, redis: ArqRedis) ->
 
 
 async def test_a_job_that_outlives_the_pause_of_its_worker_ends_once(start: MakeService, redis: ArqRedis) -> None:
-    """SIGSTOP is what a paused virtual machine looks like: time goes on, and the worker does not know."""
     paused = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
     (job,) = await enqueue_slow(redis, 1, 1)
-    (pid,) = paused.children().values()
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with paused.standing_still():
         other = await start("--queue", "load_test", WORKER_LEASE_SECONDS="3")
         result = await job.result(timeout=12, poll_delay=0.05)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     info = await job.result_info()
     assert (info.success, info.job_try) == (True, 2)
     await eventually(paused.healthy)
@@ -274,10 +285,8 @@ async def test_a_job_that_outlives_the_pause_of_its_worker_ends_once(start: Make
 async def test_a_pause_is_not_taken_for_a_blocked_loop(start: MakeService) -> None:
     service = await start("--queue", "system", WORKER_BLOCKED_LOG_SECONDS="1", WORKER_BLOCKED_EXIT_SECONDS="2")
     await eventually(service.healthy)
-    (pid,) = service.children().values()
-    os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(3)
-    os.kill(pid, signal.SIGCONT)
+    with service.standing_still():
+        await asyncio.sleep(3)
     await asyncio.sleep(1)
     assert service.process.returncode is None
     assert "has not turned" not in service.log.read_text()
