@@ -21,7 +21,7 @@ from arq.jobs import Job, JobStatus, serialize_job
 from arq.worker import JobExecutionFailed, Retry
 from redis.exceptions import OutOfMemoryError
 
-from app.components.worker.runtime import Backoff, Worker, dead, health, keys
+from app.components.worker.runtime import Backoff, Worker, dead, health, keys, scripts
 from app.components.worker.runtime.scripts import Scripts
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, counted, echo, enqueue, fails, result, slow
@@ -250,6 +250,28 @@ async def test_a_letter_whose_id_is_in_use_again_stays(redis: ArqRedis, serve: M
     assert await dead.revive(redis, QUEUE, [job.job_id]) == []
     assert await dead.discard(redis, QUEUE, [job.job_id]) == 1
     assert await dead.ids(redis, QUEUE) == []
+
+
+@pytest.mark.parametrize("bound", [{"MOST_DEAD": 2}, {"MOST_DEAD_BYTES": 9000}], ids=["letters", "bytes"])
+async def test_of_dead_letters_the_latest_stay(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch, bound: dict[str, int]
+) -> None:
+    for name, most in bound.items():
+        monkeypatch.setattr(scripts, name, most)
+    await serve(functions=[func(tells, name="tells")], max_tries=1)
+    for job_id in ("first", "second", "third", "fourth"):
+        with pytest.raises(ValueError, match="xxx"):
+            await result(await enqueue(redis, "tells", "x" * 1000, _job_id=job_id))
+    assert await dead.ids(redis, QUEUE) == ["fourth", "third"]
+    assert await redis.hlen(keys.letters(QUEUE)) == 2 * 2 + 1
+    monkeypatch.setattr(scripts, "MOST_DEAD_BYTES", 1000)
+    with pytest.raises(ValueError, match="xxx"):
+        await result(await enqueue(redis, "tells", "x" * 1000, _job_id="fifth"))
+    assert await dead.ids(redis, QUEUE) == ["fifth"], "the latest stays, whatever it has"
+
+
+async def tells(ctx: dict[Any, Any], what: str) -> None:
+    raise ValueError(what)
 
 
 async def test_after_job_end_runs_when_the_result_is_there(redis: ArqRedis, serve: MakeWorker) -> None:

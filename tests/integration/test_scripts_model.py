@@ -50,7 +50,7 @@ SETTINGS = settings(
 )
 
 LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself
-MOST_DEAD = 1
+MOST_DEAD, MOST_DEAD_BYTES = 2, 110  # a long letter is more by itself, three short ones are less
 FAR_MS = 10**9
 HOUR_MS = 3_600_000
 BEYOND_MS = 10 * FAR_MS  #: no payload lives for so long
@@ -300,6 +300,12 @@ class ScriptsMachine(RuleBasedStateMachine):
                 self.aborts.pop(job_id, None)
         assert answer == revived
 
+    @step(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        job_ids = data.draw(st.lists(pick({"a", *self.dead}), min_size=1, unique=True))
+        there = [job_id for job_id in job_ids if self.dead.pop(job_id, None)]
+        assert self.run(dead.discard(self.redis, QUEUE, job_ids)) == len(there)
+
     # -- our workers -----------------------------------------------------------------------------------------------
 
     @step(
@@ -443,8 +449,11 @@ class ScriptsMachine(RuleBasedStateMachine):
                     del worker.known[claim.lease.job_id]
             if reply == Reply.DONE:
                 self.take(claim, settlement, now)
-        while len(self.dead) > MOST_DEAD:
+        while len(self.dead) > MOST_DEAD or (len(self.dead) > 1 and self.dead_bytes() > MOST_DEAD_BYTES):
             self.dead.pop(min(self.dead, key=lambda job_id: (earliest(self.dead[job_id][0]), job_id)))
+
+    def dead_bytes(self) -> int:
+        return sum(len(payload) + len(letter) for _, payload, letter in self.dead.values())
 
     def reply(self, claim: Claim, end: Settlement) -> Reply:
         """A claim is ours while its lease holds, and when that has lapsed and nobody took the job."""
@@ -462,7 +471,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             return Settlement(claim.lease, kind, wait_ms, claim.tries * last, "")
         if kind == "back":
             return Settlement(claim.lease, kind, claim.due_ms, 0, "")
-        letter = f"letter of {claim.lease.token}"
+        letter = f"letter of {claim.lease.token}" * (1 + 3 * flag)
         data = f"result of {claim.lease.token}".encode() if flag else b""
         if kind == "dead":
             return Settlement(claim.lease, kind, data, FAR_MS, letter, claim.payload or b"")
@@ -646,7 +655,8 @@ class ScriptsMachine(RuleBasedStateMachine):
                 f"{what}:{job_id}": text
                 for job_id, (_, payload, letter) in self.dead.items()
                 for what, text in (("payload", payload), ("letter", letter))
-            },
+            }
+            | ({"bytes": str(self.dead_bytes()).encode()} if self.dead else {}),
             keys.bell(QUEUE): {"": 0.0} if self.rung else {},
             keys.ticks(QUEUE): {name: str(at).encode() for name, at in self.ticks.items()},
             keys.started(QUEUE, "first"): self.started,
@@ -695,5 +705,6 @@ def is_past(at: Time) -> bool:
 
 def test_the_scripts_do_what_the_model_does(redis_server: RedisSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts, "MOST_DEAD", MOST_DEAD)
+    monkeypatch.setattr(scripts, "MOST_DEAD_BYTES", MOST_DEAD_BYTES)
     monkeypatch.setattr(ScriptsMachine, "redis_settings", redis_server, raising=False)
     run_state_machine_as_test(ScriptsMachine, settings=SETTINGS)

@@ -64,10 +64,6 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
 
 async def discard(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> int:
     """Delete letters; return how many there were."""
-    if not job_ids:
-        return 0
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.zrem(keys.dead(queue_name), *job_ids)
-        pipe.hdel(keys.letters(queue_name), *_fields(job_ids))
-        removed, _ = await pipe.execute()
-    return int(removed)
+    delete = Script(redis.execute_command, "discard")
+    of_queue = [keys.dead(queue_name), keys.letters(queue_name)]
+    return sum([await delete(of_queue, job_ids[first : first + BATCH]) for first in range(0, len(job_ids), BATCH)])

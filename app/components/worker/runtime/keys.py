@@ -97,5 +97,6 @@ def dead(queue_name: str) -> str:
 
 
 def letters(queue_name: str) -> str:
-    """Hash: the queue's dead letters, of each ``letter:`` + id, what is told of its end, and ``payload:`` + id."""
+    """Hash: the queue's dead letters, of each ``letter:`` + id, what is told of its end, and ``payload:`` + id; and
+    ``bytes``, how many these are."""
     return f"worker:letters:{short_name(queue_name)}"

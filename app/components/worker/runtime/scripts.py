@@ -34,6 +34,7 @@ KEEP_FENCE_S = 3600  #: more than any socket keeps a command back
 MOST_KEPT_MS = 1 << 47  #: some thousand years: Redis refuses what it cannot count, in the middle of a batch
 MOST_TRIES = 1 << 31  #: that are taken for a count of tries
 MOST_DEAD = 10_000  #: dead letters that a queue keeps
+MOST_DEAD_BYTES = 32 << 20  #: of them; Redis has 256 MB for all queues by default
 
 _LUA = Path(__file__).with_name("lua")
 
@@ -244,6 +245,9 @@ class Scripts:
                 flat.append(payload)
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue), keys.letters(self._queue)],
-            args=[MOST_DEAD, KEEP_TRIES_S, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat],
+            args=[
+                *(MOST_DEAD, MOST_DEAD_BYTES, KEEP_TRIES_S),
+                *(keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat),
+            ],
         )
         return settled or [Reply.DONE] * len(batch)

@@ -3,7 +3,7 @@
 
   KEYS[1]  queue, sorted set
   KEYS[2]  dead letters, sorted set: ids by time of death
-  KEYS[3]  dead letters, hash: 'letter:' .. id and 'payload:' .. id
+  KEYS[3]  dead letters, hash: 'letter:' .. id and 'payload:' .. id, and their 'bytes'
   KEYS[4]  sorted set: ids of jobs to abort; a request that came after the death is not for the job that is revived
 
   ARGV[1]  now, ms since the epoch
@@ -16,7 +16,7 @@
   Returns the ids that are queued now; left out are those whose payload is gone, or whose id is in use again.
 ]]
 local queue, dead, letters, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local revived = {}
+local revived, bytes = {}, 0
 
 for n = 6, #ARGV do
   local id = ARGV[n]
@@ -24,11 +24,15 @@ for n = 6, #ARGV do
   if payload and payload ~= '' and redis.call('EXISTS', ARGV[3] .. id) == 0 then
     redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
     redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id)
+    bytes = bytes + #payload + redis.call('HSTRLEN', letters, 'letter:' .. id)
     redis.call('HDEL', letters, 'payload:' .. id, 'letter:' .. id)
     redis.call('ZREM', dead, id)
     redis.call('ZREM', abort, id)
     redis.call('ZADD', queue, ARGV[1], id)
     revived[#revived + 1] = id
   end
+end
+if bytes > 0 and redis.call('HINCRBY', letters, 'bytes', -bytes) <= 0 then
+  redis.call('HDEL', letters, 'bytes')
 end
 return revived

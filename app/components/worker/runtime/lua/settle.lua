@@ -8,15 +8,16 @@
   KEYS[2]  leases, sorted set
   KEYS[3]  sorted set: ids of jobs to abort
   KEYS[4]  dead letters, sorted set: ids by time of death
-  KEYS[5]  dead letters, hash: 'letter:' .. id and 'payload:' .. id
+  KEYS[5]  dead letters, hash: 'letter:' .. id and 'payload:' .. id, and their 'bytes'
 
   ARGV[1]  most dead letters to keep
-  ARGV[2]  seconds to keep the count of tries
-  ARGV[3]  prefix of in-progress keys
-  ARGV[4]  prefix of payload keys
-  ARGV[5]  prefix of keys that count the tries that are over
-  ARGV[6]  prefix of result keys
-  ARGV[7]  how many jobs there are, and two for each: id and data
+  ARGV[2]  most bytes of them; the latest is kept whatever it has
+  ARGV[3]  seconds to keep the count of tries
+  ARGV[4]  prefix of in-progress keys
+  ARGV[5]  prefix of payload keys
+  ARGV[6]  prefix of keys that count the tries that are over
+  ARGV[7]  prefix of result keys
+  ARGV[8]  how many jobs there are, and two for each: id and data
   and six for each run of jobs that end alike, in order: token, 1 if there may be counts of their tries, kind, amount,
   last, how many they are; 'dead' a seventh
   'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
@@ -29,25 +30,29 @@
   is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing where all are 1.
 ]]
 local queue, leases, abort, dead, letters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local in_progress, job, retry, result = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local in_progress, job, retry, result = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local jobs = tonumber(ARGV[7])
+local jobs = tonumber(ARGV[8])
 local marks, replies, requeued, back, ended, garbage = {}, {}, {}, {}, {}, {}
-local all_done = true
+local all_done, letters_grew = true, nil
 
 local function expires(id, within_ms)
   local left = redis.call('PTTL', job .. id)
   return left == -2 or left >= 0 and left < within_ms
 end
 
+local function size_of_letter(id)
+  return redis.call('HSTRLEN', letters, 'payload:' .. id) + redis.call('HSTRLEN', letters, 'letter:' .. id)
+end
+
 for i = 1, jobs do
-  marks[i] = in_progress .. ARGV[6 + 2 * i]
+  marks[i] = in_progress .. ARGV[7 + 2 * i]
 end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-local group, i = 8 + 2 * jobs, 0
+local group, i = 9 + 2 * jobs, 0
 while i < jobs do
   local token, tried, kind, amount, last, alike, payload = unpack(ARGV, group, group + 6)
   local ends = kind == 'end' or kind == 'dead'
@@ -55,7 +60,7 @@ while i < jobs do
   local keep_until = amount ~= '0' and string.format('%d', now + amount)
   for _ = 1, alike do
     i = i + 1
-    local id, data, mark, holder = ARGV[6 + 2 * i], ARGV[7 + 2 * i], marks[i], holders[i]
+    local id, data, mark, holder = ARGV[7 + 2 * i], ARGV[8 + 2 * i], marks[i], holders[i]
     local reply = 1
     if holder ~= token and (holder or not (redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id))) then
       -- Of one that goes back somebody else's mark says nothing: it may have been claimed since.
@@ -69,6 +74,7 @@ while i < jobs do
         redis.call('SET', result .. id, data)
       end
       if kind == 'dead' then
+        letters_grew = (letters_grew or 0) + #payload + #last - size_of_letter(id)
         redis.call('HSET', letters, 'payload:' .. id, payload, 'letter:' .. id, last)
         redis.call('ZADD', dead, now, id)
       end
@@ -85,7 +91,7 @@ while i < jobs do
     else
       if kind == 'again' then
         if amount ~= '0' then
-          redis.call('SET', retry .. id, amount, 'EX', ARGV[2])
+          redis.call('SET', retry .. id, amount, 'EX', ARGV[3])
         end
         data = now + data
       end
@@ -113,11 +119,13 @@ end
 if #garbage > 0 then
   redis.call('UNLINK', unpack(garbage))
 end
-local too_many = redis.call('ZCARD', dead) - ARGV[1]
-if too_many > 0 then
-  local oldest = redis.call('ZPOPMIN', dead, too_many)
-  for n = 1, #oldest, 2 do
-    redis.call('HDEL', letters, 'payload:' .. oldest[n], 'letter:' .. oldest[n])
+if letters_grew then
+  local most, most_bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+  local kept, bytes = redis.call('ZCARD', dead), redis.call('HINCRBY', letters, 'bytes', letters_grew)
+  while kept > most or bytes > most_bytes and kept > 1 do
+    local oldest = redis.call('ZPOPMIN', dead)[1]
+    kept, bytes = kept - 1, redis.call('HINCRBY', letters, 'bytes', -size_of_letter(oldest))
+    redis.call('HDEL', letters, 'payload:' .. oldest, 'letter:' .. oldest)
   end
 end
 return all_done and {} or replies
