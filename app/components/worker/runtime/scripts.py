@@ -243,11 +243,10 @@ class Scripts:
             flat += (token, int(tried), kind, amount, last, len(list(alike)))
             if kind == "dead":
                 flat.append(payload)
+        limits = MOST_DEAD, MOST_DEAD_BYTES, KEEP_TRIES_S
+        prefixes = keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue), keys.letters(self._queue)],
-            args=[
-                *(MOST_DEAD, MOST_DEAD_BYTES, KEEP_TRIES_S),
-                *(keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, len(batch), *flat),
-            ],
+            args=[*limits, *prefixes, len(batch), *flat],
         )
         return settled or [Reply.DONE] * len(batch)
