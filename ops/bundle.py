@@ -46,6 +46,8 @@ def write(stack: Stack, options: argparse.Namespace) -> int:
     path = Path(options.file).resolve() if options.file else ROOT / ".local" / name
     if options.file and not path.parent.is_dir():
         raise ConfigurationError(f"FILE={options.file}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigurationError(f"FILE={options.file} is a folder: name a file, as in {options.file}/{name}")
     lifecycle.base_images(stack)
     if not releases.is_deployed(stack) and stack.run(commands.compose(stack.environment, "build", "--quiet")):
         raise ConfigurationError("the images could not be built: no bundle was written")

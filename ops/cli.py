@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -43,10 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack = Stack(configuration.load(options.env), dry_run=options.dry_run)
         if options.engine:
             stack.need_engine()
+            if options.alone:
+                stack.must_be_ours()
         with lock.alone(stack.name, options.command) if options.alone and not stack.dry_run else nullcontext():
             code: int = options.run(stack, options)
+        sys.stdout.flush()
     except (ConfigurationError, images.ImageError) as error:
         say(str(error))
+        return 2
+    except BrokenPipeError:  # whoever read what is printed has seen enough: `make events | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        say(f"{error.filename or 'a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
         return 130

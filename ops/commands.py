@@ -57,6 +57,12 @@ def list_containers(project: str) -> list[str]:
     return ["docker", "ps", "--all", "--quiet", *(part for label in labels for part in ("--filter", f"label={label}"))]
 
 
+def list_checkouts(project: str) -> list[str]:
+    """Print for each of a project's containers the folder of the Compose files that it was started with."""
+    folder = '{{.Label "com.docker.compose.project.working_dir"}}'
+    return ["docker", "ps", "--all", "--format", folder, "--filter", f"label=com.docker.compose.project={project}"]
+
+
 def list_all(kind: str, project: str) -> list[str]:
     """Print the ids of all that the engine has of a project, of one of the ``KINDS``."""
     every = ["--all"] if kind == "container" else []
@@ -108,6 +114,12 @@ def redis_apart(
     given = [part for key, value in variables.items() for part in ("--env", f"{key}={value}")]
     options = ["--rm", "--no-deps", "-T", *([] if stdin else ["--interactive=false"]), "--name", name, *scripts, *given]
     return compose(environment, "run", *options, "redis", "sh", "/etc/redis/data.sh", *steps)
+
+
+def check_worker(environment: Environment, service: str) -> list[str]:
+    """Have the settings and the code of a service of workers checked, in a container beside those that run."""
+    options = ["--rm", "--no-deps", "-T", "--interactive=false"]
+    return compose(environment, "run", *options, service, "worker", "--check")
 
 
 def remove_now(container: str) -> list[str]:

@@ -35,7 +35,7 @@ def rollback(stack: Stack, options: argparse.Namespace) -> int:
     version = options.version or releases.before(releases.past(stack.name), stack.version)
     if version is None:
         raise ConfigurationError(f"nothing was deployed before {stack.version}: `make releases ENV={stack.name}`")
-    return _replace(stack.given(APP_VERSION=releases.check(version)), "rollback", _pull)
+    return _replace(stack.given(APP_VERSION=releases.check(version)), "rollback", _keep_or_pull)
 
 
 def deploy_redis(stack: Stack, _: argparse.Namespace) -> int:
@@ -105,8 +105,6 @@ def _build(stack: Stack) -> None:
 
 
 def _pull(stack: Stack) -> None:
-    if releases.are_here(stack):
-        return
     images = releases.images(stack)
     say(f"pulling {', '.join(images)}")
     for image in images:
@@ -116,8 +114,13 @@ def _pull(stack: Stack) -> None:
             )
 
 
+def _keep_or_pull(stack: Stack) -> None:
+    if not releases.are_here(stack):
+        _pull(stack)
+
+
 def _pull_or_build(stack: Stack) -> None:
-    if releases.are_here(stack):
+    if releases.are_here(stack) and not releases.is_to_be_mended(stack):
         say(f"{stack.version} is here already")
     elif _REGISTRY.match(stack.environment.values["APP_IMAGE"]):
         _pull(stack)

@@ -20,7 +20,9 @@ def app_command(stack: Stack, arguments: Sequence[str], *, terminal: bool) -> li
     workers = [name for name in stack.services() if is_worker(name)]
     running = [name for name in stack.running() if name in workers]
     if not running:
-        raise ConfigurationError(f"no worker is up in ENV={stack.name}: `make up ENV={stack.name}`")
+        variables = (f"{name.upper().replace('-', '_')}_REPLICAS" for name in workers)
+        start = "up" if any(stack.environment.values.get(each) != "0" for each in variables) else "scale N=1"
+        raise ConfigurationError(f"no worker is up in ENV={stack.name}: `make {start} ENV={stack.name}`")
     queues = served(stack.environment, workers)
     command = ["aegis-worker", *arguments]
     return commands.run_in(stack.environment, running[0], command, terminal=terminal, WORKER_QUEUES=queues)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ def write(environment: str, event: str, **facts: Any) -> None:
 
 
 def read(environment: str) -> Iterator[dict[str, Any]]:
-    """Give what happened, in order; a line that was cut short by a crash is left out."""
+    """Give what happened, in order; a line that was cut short by a crash, or is no entry, is left out."""
     if not path(environment).exists():
         return
     for line in path(environment).read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.keys() >= {"at", "by", "event"}:
+                yield entry
 
 
 def unfinished(environment: str, event: str | None = None) -> dict[str, Any] | None:

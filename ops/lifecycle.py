@@ -22,7 +22,11 @@ def up(stack: Stack, _: argparse.Namespace) -> int:
     credentials.ensure(stack)
     base_images(stack)
     # What `make deploy` brought in stays until it brings in another: the checkout may have moved on.
-    code = stack.run(commands.up(stack.environment, build=not releases.is_deployed(stack)))
+    build = not releases.is_deployed(stack)
+    if workers := [service for service in stack.running() if is_worker(service)]:
+        _check(stack, workers, build=build)
+        build = False
+    code = stack.run(commands.up(stack.environment, build=build))
     if code:
         for each in stack.containers():
             if not each.runs or each.restarts or each.health == "unhealthy":
@@ -52,7 +56,21 @@ def must_be_whole(stack: Stack) -> None:
         )
 
 
+def _check(stack: Stack, workers: Sequence[str], *, build: bool) -> None:
+    """Raise ``ConfigurationError`` where those that would take the place of workers that run do not even start."""
+    if build and stack.run(commands.compose(stack.environment, "build")):
+        raise ConfigurationError("the images could not be built: nothing was changed")
+    for service in workers:
+        if stack.run(commands.check_worker(stack.environment, service), quiet=True):
+            raise ConfigurationError(f"{service} would not start: what runs goes on, and nothing was changed")
+
+
 def build(stack: Stack, _: argparse.Namespace) -> int:
+    if releases.is_deployed(stack):
+        raise ConfigurationError(
+            f"{stack.version} is deployed, and a build would take its name: `make deploy ENV={stack.name}` builds the "
+            "checkout as a version of its own"
+        )
     base_images(stack)
     return stack.run(commands.compose(stack.environment, "build"))
 

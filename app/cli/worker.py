@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import typer
 
 from app.cli.errors import known
-from app.components.worker import supervisor
+from app.components.worker import queues, supervisor
 from app.core.config import settings
 
 app = typer.Typer(add_completion=False)
@@ -18,6 +19,9 @@ def worker(
     queue: Annotated[
         list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue to serve; repeat it for more.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Serve none: load the settings and the code of the queues, and end.")
+    ] = False,
 ) -> None:
     """Serve queues until a signal, with WORKER_PROCESSES processes for each, 1 by default.
 
@@ -30,4 +34,15 @@ def worker(
     names = known(queue or settings.WORKER_QUEUES)
     for name in names:
         settings.overrides(name)  # what is wrong there is said once and by its name, not by each process
+    if check:
+        asyncio.run(_make(names))
+        return
     raise typer.Exit(supervisor.run(names))
+
+
+async def _make(names: list[str]) -> None:
+    """Make the workers of queues, as their processes do, and have them do nothing."""
+    from app.components.worker.custom import CustomWorker
+
+    for name in names:
+        CustomWorker.for_queue(queues.load(name))

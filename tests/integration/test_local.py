@@ -91,6 +91,14 @@ def test_a_first_look(local: Local) -> None:
         assert probe.connect_ex(("127.0.0.1", local.port)) != 0, "however it ends"
 
 
+def test_without_its_server_it_ends(local: Local) -> None:
+    local.start()
+    assert local.process is not None
+    subprocess.run(["pkill", "-KILL", "-f", f"valkey-server .*:{local.port}"], check=True)
+    assert local.process.wait(30) != 0
+    assert "Valkey ended with code -9: stopping" in local.log.read_text()
+
+
 def test_a_port_that_is_taken_is_one_line(local: Local) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", local.port))

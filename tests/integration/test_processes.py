@@ -177,18 +177,22 @@ async def test_a_second_ctrl_c_does_not_wait(start: MakeService, redis: ArqRedis
     assert await redis.zcard(LOAD_TEST) == 1
 
 
+@pytest.mark.parametrize(
+    "does_not_end",
+    ["with contextlib.suppress(asyncio.CancelledError): await asyncio.sleep(60)", "await to_thread(time.sleep, 60)"],
+)
 async def test_a_job_that_passes_over_its_cancellation_holds_up_no_stop(
-    redis_server: RedisSettings, redis: ArqRedis
+    redis_server: RedisSettings, redis: ArqRedis, does_not_end: str
 ) -> None:
-    code = """
-import asyncio, contextlib, sys
+    code = f"""
+import asyncio, contextlib, sys, time
+from asyncio import to_thread
 from arq.worker import func
 from app.components.worker import custom, process, queues
 async def stubborn(ctx):
     await ctx["redis"].set("app:begun", 1)
     while True:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
+        {does_not_end}
 async def shutdown(self):
     print("shut down")
 custom.CustomWorker.shutdown = shutdown

@@ -85,6 +85,14 @@ def test_what_is_deployed_stays_until_the_next_deployment(stack: Stack) -> None:
     change_code(stack, "raise RuntimeError('not deployed')")
     stack.make("up")
     assert stack.replicas("worker") == before
+    assert "v2 is deployed, and a build would take its name" in stack.make("build", check=False).stderr
+
+
+def test_a_version_that_failed_is_built_again(stack: Stack) -> None:
+    change_code(stack, "VERSION = 'mended'")
+    assert "building bad" in stack.make("deploy", "VERSION=bad").stderr
+    assert versions(stack) == ["bad"]
+    assert "bad is here already" in stack.make("deploy", "VERSION=bad").stderr
 
 
 def test_a_version_that_is_not_there(stack: Stack) -> None:
@@ -110,7 +118,7 @@ def test_hooks(stack: Stack) -> None:
     assert not told.exists()
     pre.unlink()
     stack.make("deploy", "VERSION=v3")
-    assert told.read_text() == "prod deploy v3 v2 done\n"
+    assert told.read_text() == "prod deploy v3 bad done\n"
     post.unlink()
 
 
@@ -145,7 +153,7 @@ def state(stack: Stack) -> object:
 
 
 CHANGES = (
-    "up, down, restart, build, scale 3, autoscale 3 4, deploy, rollback, deploy-redis, backup, secrets-rotate, bundle, "
+    "up, down, restart, scale 3, autoscale 3 4, deploy, rollback, deploy-redis, backup, secrets-rotate, bundle, "
     "upgrade-redis valkey/valkey:8-alpine, certs --renew ca, destroy, digests"
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def test_what_is_wrong_is_one_line(checkout: Path, arguments: list[str], said: s
         said = said.replace("dev, prod", "dev, other, prod")
     assert first == said
     assert len(more) == 1, "make's own"
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    copy_checkout(tmp_path)
+    (local := tmp_path / ".local").write_text("")
+    done = make(tmp_path, "secrets")
+    assert done.stderr.splitlines()[0] == f"{local}: File exists"
+
+
+def test_whoever_has_read_enough_gets_no_traceback(checkout: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = ["python3", "-m", "ops", "releases"]
+    done = subprocess.run(command, cwd=checkout, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_dry_run_of_a_build_only_says_it(checkout: Path) -> None:
+    assert make(checkout, "build", "DRY_RUN=1").stdout.splitlines()[-1].endswith("dev.env build")
 
 
 def test_without_docker_it_says_what_to_type(checkout: Path, tmp_path: Path) -> None:

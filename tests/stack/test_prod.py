@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ops import secrets
+from tests.conftest import copy_checkout
 from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
 
@@ -134,9 +136,33 @@ def test_scaling_lasts(prod: Stack) -> None:
     assert prod.containers("worker") == before
     spread = prod.app("load-test", "io", "-n", "1500")["replicas"]
     assert len(spread) == 3
+    prod.make("scale", "N=0")
+    assert "no worker is up in ENV=prod: `make scale N=1 ENV=prod`" in prod.make("health", check=False).stderr
     prod.make("scale", "N=1")
     assert len(prod.containers("worker")) == 1
     assert replicas(prod) == 1
+
+
+def test_settings_that_cannot_work_replace_nothing(prod: Stack) -> None:
+    before, text = prod.containers(), prod.local_file.read_text()
+    prod.local_file.write_text(f"{text}WORKER_LEASE_SECONDS=1\n")
+    done = prod.make("up", check=False)
+    prod.local_file.write_text(text)
+    assert done.returncode
+    assert "WORKER_LEASE_SECONDS=1: Input should be greater than or equal to 3" in done.stderr
+    assert "worker would not start: what runs goes on, and nothing was changed" in done.stderr
+    assert prod.containers() == before
+
+
+@pytest.mark.parametrize("target", ["up", "down", "destroy"])
+def test_another_checkout_leaves_it_alone(prod: Stack, tmp_path: Path, target: str) -> None:
+    copy_checkout(tmp_path)
+    (tmp_path / "env" / "prod.local.env").write_text(prod.local_file.read_text())
+    before = prod.containers()
+    done = prod.run("make", target, "ENV=prod", f"--directory={tmp_path}", check=False)
+    assert done.returncode
+    assert f"ENV=prod runs from {prod.folder}, and this is {tmp_path}: " in done.stderr
+    assert prod.containers() == before
 
 
 def replicas(stack: Stack) -> int:

@@ -196,3 +196,6 @@ def test_a_change_that_was_cut_short_is_known_until_something_else_is_done(
     assert journal.unfinished("test", "upgrade-redis") is None
     journal.write("test", "up")
     assert journal.unfinished("test", "restore") is None
+    with (tmp_path / "test").open("a") as file:
+        file.write('{"at": 1}\n[]\n{"at":')  # by hand, or cut short
+    assert [entry["event"] for entry in journal.read("test")] == ["restore", "up"]

@@ -14,7 +14,10 @@ import os
 import signal
 import socket
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 
 import uvloop
 from redis.exceptions import RedisError
@@ -26,12 +29,15 @@ from app.core import log
 from app.core.config import IN_CONTAINER
 from app.core.redis import check, explain
 
-STUCK_EXIT_CODE = 71  #: a stop left jobs behind that did not end; their leases lapse
+STUCK_EXIT_CODE = 71  #: a stop left jobs or threads of theirs behind that did not end
+THREADS_END_S = 0.5  #: what jobs' threads have to end once their jobs are over or have gone back
+_THREADS = "jobs"
 _PR_SET_PDEATHSIG = 1
 
 
 async def serve(queue: str, number: int) -> None:
     """Serve a queue until a signal. Raises what keeps it from starting."""
+    asyncio.get_running_loop().set_default_executor(threads := ThreadPoolExecutor(thread_name_prefix=_THREADS))
     folder = os.environ.get("WORKER_BEAT_DIR")
     # Outside a container several replicas share the host's name.
     host = socket.gethostname() if IN_CONTAINER else f"{socket.gethostname()}-{os.getppid()}"
@@ -47,9 +53,22 @@ async def serve(queue: str, number: int) -> None:
             await worker.async_run()
     finally:
         await worker.close()
-    if worker.tasks:  # jobs that pass over their cancellation, for which asyncio would wait
+    # For jobs that pass over their cancellation, and threads, which have none, asyncio would wait.
+    threads.shutdown(wait=False, cancel_futures=True)
+    if worker.tasks or not await _all_ended(_THREADS, THREADS_END_S):
+        logging.getLogger(__name__).error("what jobs do does not end: ending the process without it")
         logging.shutdown()
         os._exit(STUCK_EXIT_CODE)
+
+
+async def _all_ended(threads: str, within_s: float) -> bool:
+    """Wait until all threads have ended whose names begin so; return whether they have."""
+    until = monotonic() + within_s
+    while any(thread.name.startswith(threads) for thread in threading.enumerate()):
+        if monotonic() > until:
+            return False
+        await asyncio.sleep(0.02)
+    return True
 
 
 def main(queue: str, number: str = "1") -> int:
