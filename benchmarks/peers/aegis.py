@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from app.components.worker.runtime import NewJob, Producer
 from benchmarks.peers.aegis_stock import AegisStock
+from benchmarks.peers.arq import QUEUE
 
 
 class Aegis(AegisStock):
     async def connect(self) -> None:
-        await super().connect()
-        self.producer = Producer(self.redis)
+        from app.components.worker.runtime import NewJob, Producer
+        from app.core.redis import create_pool
+
+        self.redis = create_pool(queue_name=QUEUE)
+        self.producer, self.new = Producer(self.redis), NewJob
 
     async def enqueue(self, task: str, *args: float) -> None:
-        await self.producer.enqueue(NewJob(task, args))
+        await self.producer.enqueue(self.new(task, args))
 
     async def enqueue_noops(self, count: int) -> None:
-        await self.producer.enqueue_many(NewJob("noop") for _ in range(count))
+        await self.producer.enqueue_many(self.new("noop") for _ in range(count))
 
 
 PEER = Aegis

@@ -1,13 +1,37 @@
-"""This repository's worker, and a stock arq producer."""
+"""This repository's worker as it is shipped, but for its payloads, which are arq's, and a stock arq producer."""
 
 from __future__ import annotations
 
-from app.components.worker.runtime import Worker
-from benchmarks.peers.arq import Arq
+import os
+
+from arq.worker import func
+
+from benchmarks.peers.arq import QUEUE, Arq
+from benchmarks.peers.tasks import ASYNC, with_context
 
 
 class AegisStock(Arq):
-    worker_class = Worker
+    def __init__(self, port: int, slots: int) -> None:
+        super().__init__(port, slots)
+        # The app reads its settings when it is imported.
+        os.environ |= {
+            "ENV": "bench",
+            "LOG_LEVEL": "WARNING",
+            "REDIS_URL": self.url,
+            "REDIS_USERNAME": "default",
+            "WORKER_SERIALIZER": "pickle",
+        }
+
+    async def _work(self) -> None:
+        from app.components.worker.custom import CustomWorker
+        from app.components.worker.queues import configured
+
+        @configured(QUEUE.removeprefix("arq:queue:"))
+        class WorkerSettings:
+            functions = [func(with_context(task), name=name) for name, task in ASYNC.items()]
+            max_jobs = self.slots
+
+        await CustomWorker.for_queue(WorkerSettings).async_run()
 
 
 PEER = AegisStock

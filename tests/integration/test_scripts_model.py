@@ -360,15 +360,18 @@ class ScriptsMachine(RuleBasedStateMachine):
             self.marks[job_id] = claim.lease.token
             if self.rate:
                 self.begun.append(now)
-        assert answer.limited == (self.rate > 0 and len(self.begun) == self.rate)
+        left = {job_id for _, job_id in due} - {job_id for job_id, *_ in expected}
+        leases = [*self.stale.values(), *(job.lapses for job in self.jobs.values() if job.lapses is not None)]
+        kept_back = left or any(earliest(at) < now.low for at in leases)
+        assert answer.limited == bool(self.rate > 0 and len(self.begun) == self.rate and kept_back)
         # One that is held may lie behind what was enough.
-        cut = most < room
+        cut = most < room and bool(left)
         assert (cut or (bool(held) and len(expected) < most)) <= answer.blocked <= (cut or bool(held))
         if len(expected) < wanted or answer.limited:
             self.check_wait(answer, now)
         else:
             assert answer.wait_s is None
-            self.rung |= bool({job_id for _, job_id in due} - {job_id for job_id, *_ in expected})
+            self.rung |= bool(left)
         if heard:
             worker.known |= {claim.lease.job_id: claim.lease.token for claim in answer.jobs}
             self.claims += answer.jobs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError, ReadOnlyError
 
@@ -37,6 +39,16 @@ class _Translated:
             if self._born == self._age:
                 type(self)._age += 1
             raise
+
+
+async def connect(settings: RedisSettings, **options: Any) -> ArqRedis:
+    """arq's ``create_pool``, which has all its tries but does not wait for ever for a server that says nothing.
+
+    Raises what that raises, and ``TimeoutError``.
+    """
+    each_s = settings.conn_timeout + settings.conn_retry_delay
+    async with asyncio.timeout((settings.conn_retries + 1) * each_s + SOCKET_TIMEOUT_S):
+        return await create_pool(settings, **options)
 
 
 async def prepare(pool: ConnectionPool) -> None:

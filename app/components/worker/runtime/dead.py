@@ -55,6 +55,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
                 keys.JOB,
                 keys.RETRY,
                 keys.RESULT,
+                keys.IN_PROGRESS,
                 *job_ids[first : first + BATCH],
             ],
         )

@@ -159,7 +159,7 @@ def decide(
     if not retry_jobs or not (wanted or (backoff and isinstance(error, retry_on))):
         return Ended(False, error, reason)
     if tries >= max_tries:
-        return Ended(False, _exhausted(error, max_tries) if isinstance(error, Retry | RetryJob) else error, reason)
+        return Ended(False, _exhausted(error, max_tries) if wanted else error, reason)
     if isinstance(error, Retry):
         return Again((error.defer_score or 0) / 1000)
     return Again(0 if wanted or backoff is None else backoff.delay(tries))

@@ -25,8 +25,8 @@ async def record(redis: Redis, queue_name: str, replica: str, state: Mapping[str
         args=[
             replica,
             json.dumps(state),
-            int(interval_s * RECORDS_PER_LIFE * 1000),
-            FORGET_AFTER_S * 1000,
+            int(max(1, interval_s * RECORDS_PER_LIFE) * 1000),
+            int(max(FORGET_AFTER_S, interval_s * RECORDS_PER_LIFE) * 1000),
         ],
     )
 

@@ -35,6 +35,10 @@ class RateLimit:
     jobs: int
     seconds: float = 1
 
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or self.seconds <= 0:
+            raise ValueError(f"a rate limit is of one job or more, in some time: {self}")
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``10/s``, ``300/m`` or ``5/h``, as Celery writes it. Raises ``ValueError`` for anything else."""

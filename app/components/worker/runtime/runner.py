@@ -39,10 +39,11 @@ from .execution import (
 )
 from .peers import Peers
 from .policies import Backoff
-from .scripts import MOST_KEPT_MS, Lease, Reply, Settlement
+from .scripts import MOST_KEPT_MS, Lease, Reply, Settlement, cancelled
 
 logger = logging.getLogger(__name__)
 
+MOST_RESULT_BYTES = 256 << 20  #: Redis takes no value of more than twice that (``proto-max-bulk-len``)
 #: ``Job.abort`` makes a deferred job due by this score, one step before it asks for the abort.
 ABORT_SCORE = 1
 
@@ -73,6 +74,9 @@ class JobRunner(arq.worker.Worker):
         self._runs: dict[str, Run] = {}  # claimed, and their end not stored yet
         self._hooks: set[asyncio.Task[None]] = set()
 
+    def _slot_freed(self) -> None:
+        """Called whenever a job, or a hook that runs after it, makes room for another."""
+
     def _end_stored(self) -> None:
         """Called whenever Redis has taken how a job ended."""
 
@@ -80,9 +84,9 @@ class JobRunner(arq.worker.Worker):
         """Carry a claimed job to its end, or back to its queue; whatever else goes wrong on the way ends it as well."""
         try:
             await self._carry_out(run)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and cancelled():  # or somebody's code has raised it
+                raise
             logger.critical("ended outside its bounds", exc_info=error)
             if not run.settling:
                 self._settle_end(run, Ended(False, error, "failed"))
@@ -220,7 +224,7 @@ class JobRunner(arq.worker.Worker):
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
-        keep_ms = 0 if forever else min(int(keep_s * 1000), MOST_KEPT_MS)
+        keep_ms = 0 if forever else max(1, int(min(keep_s * 1000, MOST_KEPT_MS)))
         if end.reason in (None, "aborted"):
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
             settlement = Settlement(run.claim.lease, "end", result, keep_ms, mark_ms)
@@ -233,7 +237,6 @@ class JobRunner(arq.worker.Worker):
         """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot
         be serialized. A success whose result cannot be is a failure, since whoever waits for it would wait in vain.
         """
-        serializer = self.job_serializer or pickle.dumps
         record = {
             "t": run.job.tries,
             "f": run.job.function,
@@ -248,8 +251,8 @@ class JobRunner(arq.worker.Worker):
             "id": run.claim.lease.job_id,
         }
         try:
-            return end, serializer(record)
-        except Exception as error:  # not by arq's serialize_result, which does not tell what was wrong
+            return end, self._packed(record)
+        except BaseException as error:  # not by arq's serialize_result, which does not tell what was wrong
             ended = (
                 "the job succeeded, but its result"
                 if end.success
@@ -261,10 +264,20 @@ class JobRunner(arq.worker.Worker):
         if end.success:
             end = Ended(False, failure, "unserializable")
         try:
-            return end, serializer(record | {"s": False, "r": failure})
-        except Exception:
+            return end, self._packed(record | {"s": False, "r": failure})
+        except BaseException:
             logger.critical("no result can be stored", exc_info=True)
             return end, b""
+
+    def _packed(self, record: dict[str, Any]) -> bytes:
+        """Return a result as the queue's serializer writes it. Raises what that raises, ``TypeError`` where it gives no
+        bytes, and ``ValueError`` where these are more than Redis takes."""
+        packed = (self.job_serializer or pickle.dumps)(record)
+        if not isinstance(packed, bytes):
+            raise TypeError(f"the serializer gives {type(packed).__name__}, not bytes")
+        if len(packed) > MOST_RESULT_BYTES:
+            raise ValueError(f"{len(packed)} bytes are more than {MOST_RESULT_BYTES}")
+        return packed
 
     def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
         self.jobs_retried += 1
@@ -290,9 +303,13 @@ class JobRunner(arq.worker.Worker):
             elif after:
                 task = self.loop.create_task(after(), context=context)
                 self._hooks.add(task)
-                task.add_done_callback(self._hooks.discard)
+                task.add_done_callback(self._hook_ended)
 
         self._commits.add(settlement, settled)
+
+    def _hook_ended(self, task: asyncio.Task[None]) -> None:
+        self._hooks.discard(task)
+        self._slot_freed()
 
     def _forget(self, run: Run) -> None:
         # By now the job may be ours once more: given back, and claimed before the reply came.

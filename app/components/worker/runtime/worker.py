@@ -22,11 +22,9 @@ from signal import Signals
 from time import monotonic, time
 from typing import Any
 
-from arq.connections import create_pool
-
 from . import health, keys
 from .commits import MOST_JOBS, Commits
-from .connection import prepare
+from .connection import connect, prepare
 from .cron import Cron
 from .execution import Again, Cause, Run
 from .keeper import Keeper
@@ -105,6 +103,8 @@ class Worker(JobRunner):
         self._idle_s = 0.0  # how long the next claim may wait in Redis; 0: it does not
         self._idled = False  # since it last could take no more
         self._failures = 0  # looks in a row that Redis refused
+        self._unheard = False  # Redis may have taken a claim whose jobs we do not run
+        self._pulsed = False  # cron jobs that were due when we began are enqueued
         self._told = False  # we heard of a job since the last look
         self._stop_at: float | None = None
         self._stated: str | None = None  # the state in the last health record; None: write it anew
@@ -127,8 +127,20 @@ class Worker(JobRunner):
         """Serve the queue until a signal, or in burst mode until no job is due."""
         if self._stop_at is not None:  # a signal came before its time
             return
+        if not self._running:  # or this is another burst
+            await self._open()
+        self._dry = False
+        pulse = asyncio.create_task(self._pulse())
+        logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
+        try:
+            await self._serve(pulse)
+        finally:
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
+
+    async def _open(self) -> None:
         if self._pool is None:
-            self._pool = await create_pool(
+            self._pool = await connect(
                 self.redis_settings,
                 job_serializer=self.job_serializer,
                 job_deserializer=self.job_deserializer,
@@ -164,14 +176,7 @@ class Worker(JobRunner):
             bell=keys.bell(self.queue_name),
         )
         self._keeper.start()
-        pulse = asyncio.create_task(self._pulse())
         self._running = True
-        logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
-        try:
-            await self._serve(pulse)
-        finally:
-            pulse.cancel()
-            await asyncio.gather(pulse, return_exceptions=True)
 
     def _make_scripts(self, call: Call) -> Scripts:
         return Scripts(
@@ -209,6 +214,9 @@ class Worker(JobRunner):
     async def _give_back(self) -> None:
         self._stop_at = self._stop_at or monotonic()
         over_at = monotonic() + GIVE_BACK_S
+        if self.main_task and not self.main_task.done():  # closed without a signal
+            self.main_task.cancel()
+            await asyncio.wait([self.main_task])
         if self.tasks:
             logger.warning("%d jobs go back to the queue: %s", len(self.tasks), ", ".join(self.tasks))
             for job_id in self.tasks:
@@ -218,9 +226,16 @@ class Worker(JobRunner):
             for task in stuck:
                 task.cancel()
             if stuck:
-                await asyncio.wait(stuck, timeout=1)
+                _, stuck = await asyncio.wait(stuck, timeout=1)
+            for run in list(self._runs.values()):
+                if run.task in stuck and not run.settling:  # by then it has ended with its process
+                    self._settle(run, Settlement.again(run.claim.lease, self.lease_s))
         if not await self._commits.flush(over_at - monotonic()):
             logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
+        if self._unheard:
+            with contextlib.suppress(*UNAVAILABLE):
+                async with asyncio.timeout(max(0, over_at - monotonic())):
+                    await self._recall()
         await self._commits.close()
         if self._hooks:
             await asyncio.wait(self._hooks, timeout=max(0, over_at - monotonic()))
@@ -295,8 +310,12 @@ class Worker(JobRunner):
     async def _recover(self) -> None:
         """Renew our own leases and give back claims that we never heard of."""
         self._lose(await self._scripts.renew(self._leases()))
-        await self._scripts.recall([run.claim.lease for run in self._runs.values()])
+        await self._recall()
         self._peers.doubt()
+
+    async def _recall(self) -> None:
+        await self._scripts.recall([run.claim.lease for run in self._runs.values()])
+        self._unheard = False
 
     async def _look(self) -> float:
         """Claim jobs for the slots that are free; return how many seconds there is nothing to look for."""
@@ -324,7 +343,7 @@ class Worker(JobRunner):
 
     def _slots(self) -> tuple[int, int]:
         """Return how many slots are free, and how many jobs to claim for them."""
-        free = self.max_jobs - len(self.tasks)
+        free = self.max_jobs - len(self.tasks) - len(self._hooks)
         if self.burst and self.max_burst_jobs >= 0:
             free = min(free, self.max_burst_jobs - self._jobs_started())
         # Ends that wait to be stored are kept in memory: no more of them than Redis keeps up with.
@@ -358,9 +377,11 @@ class Worker(JobRunner):
         """Claim up to so many jobs and start them; with ``wait_s`` the claim waits in Redis for so long at most."""
         asked = monotonic()
         wait = partial(self._listener.park, within_s=wait_s) if wait_s else None
+        self._unheard = True
         claims = await self._scripts.claim(wanted, wait)
         for claim in await self._still_ours(claims.jobs, asked):
             self._start(claim)
+        self._unheard = False
         if wait and claims.jobs:
             self._keeper.renew_soon()  # from then on they count as tried
         return claims
@@ -403,9 +424,12 @@ class Worker(JobRunner):
     def _is_over(self) -> bool:
         if self._stop_at is not None:
             return not self.tasks or monotonic() >= self._stop_at
-        if not self.burst or self.tasks or self._commits.pending:
+        if not (self.burst and self._pulsed) or self.tasks or self._hooks or self._commits.pending:
             return False
         return self._dry or 0 <= self.max_burst_jobs <= self._jobs_started()
+
+    def _slot_freed(self) -> None:
+        self._wake.set()
 
     def _end_stored(self) -> None:
         self._dry = False  # a job that is to run again may be due
@@ -432,7 +456,7 @@ class Worker(JobRunner):
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
         if self.tasks.get(run.claim.lease.job_id) is task:
             del self.tasks[run.claim.lease.job_id]
-        self._wake.set()
+        self._slot_freed()
         if task.cancelled():
             logger.error("job %s did not end in time: its lease will lapse", run.claim.lease.job_id)
         elif error := task.exception():
@@ -450,6 +474,9 @@ class Worker(JobRunner):
                     await self._interrupt_aborted()
                 await self.heart_beat()  # last, since of all this a full Redis refuses cron jobs alone
                 said = ""
+                if not self._pulsed:
+                    self._pulsed, self._dry = True, False
+                    self._wake.set()
             except UNAVAILABLE as error:
                 if said != str(error) and not self._failures:  # of which the main loop tells
                     logger.warning("health, aborts and cron jobs wait for Redis (%s)", error or type(error).__name__)

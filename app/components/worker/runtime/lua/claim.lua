@@ -31,7 +31,7 @@
            they are renewed; one that lapses so was no try, the first time
 
   Returns { ms after which to look again, nil for never, or where it got as many jobs as it wanted and the rate limit is
-            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit is reached; how many of the
+            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit keeps some back; how many of the
             jobs, the first ones, had a lease that lapsed; ids; due times; payloads, nil for none; counts of tries that
             are over, nil for none, or nothing where there are none at all; times of the requests to abort them, in the
             same way }
@@ -116,10 +116,10 @@ while count < wanted do
     end
   end
 end
-local lapsed = count
+local lapsed, capped = count, false
 if most_running > 0 then
   local free = math.max(0, most_running - redis.call('ZCARD', leases))
-  blocked = lapsed + free < wanted and 1 or 0
+  capped = lapsed + free < wanted
   wanted = math.min(wanted, lapsed + free)
 end
 
@@ -134,7 +134,7 @@ while count < wanted do
     if count == wanted then
       break
     end
-    if not take(id, score, score, odd) and redis.call('GET', in_progress .. id) ~= token then
+    if not take(id, score, score, odd) and redis.pcall('GET', in_progress .. id) ~= token then
       blocked = 1
     end
   end
@@ -186,17 +186,25 @@ if count > 0 then
   end
 end
 
-local next_look
-if count < tonumber(ARGV[1]) then
+local full, next_look, lapses, due = count == tonumber(ARGV[1]), nil, nil, nil
+if full or capped or most_begun > 0 then
+  due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', 0, 1)[1]
+end
+if not full or most_begun > 0 then
+  lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
+end
+if not full then
   next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
-  local lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
   if lapses and (not next_look or lapses < next_look) then
     next_look = lapses + 1
   end
-elseif redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', 0, 1)[1] then
+elseif due then
   redis.pcall('ZADD', KEYS[7], 0, '') -- a key that is something else costs time, and no claim
 end
-if most_begun > 0 and redis.call('LLEN', begun) >= most_begun then
+if capped and due then
+  blocked = 1
+end
+if most_begun > 0 and (due or lapses and lapses < now) and redis.call('LLEN', begun) >= most_begun then
   next_look = redis.call('LINDEX', begun, 0) + period
   limited = 1
 end
