@@ -291,7 +291,7 @@ def retry(job_id: Id, queue: Queue = None, json: Json = False) -> None:
             what = (found.result.function, found.result.args, found.result.kwargs, None, now)
             payload = serialize_job(*what, serializer=pool.job_serializer)
             pipe.multi()  # type: ignore[no-untyped-call]
-            pipe.delete(keys.RESULT + job_id, keys.RETRY + job_id)
+            pipe.delete(*(prefix + job_id for prefix in (keys.RESULT, keys.RETRY, keys.RAISED)))
             pipe.zrem(keys.ABORT, job_id)
             pipe.psetex(keys.JOB + job_id, pool.expires_extra_ms, payload)
             pipe.zadd(found.queue_name, {job_id: now})

@@ -8,6 +8,7 @@
   ARGV[2]  prefix of in-progress keys
   ARGV[3]  prefix of payload keys
   ARGV[4]  prefix of keys that count tries
+  ARGV[5]  prefix of keys that tell what the last try has raised
 
   Returns how many were removed; fewer than asked for: none is left that waits.
 ]]
@@ -22,6 +23,7 @@ while #removed < wanted do
       removed[#removed + 1] = id
       doomed[#doomed + 1] = ARGV[3] .. id
       doomed[#doomed + 1] = ARGV[4] .. id
+      doomed[#doomed + 1] = ARGV[5] .. id
     end
   end
   if #page < wanted then

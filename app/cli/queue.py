@@ -190,7 +190,7 @@ def purge(
         # No more than there were: a producer that is faster than we are must not keep us here.
         while batch := min(PURGE_BATCH, depth - total):
             removed = await script(
-                keys=[full_name(name), keys.ABORT], args=[batch, keys.IN_PROGRESS, keys.JOB, keys.RETRY]
+                keys=[full_name(name), keys.ABORT], args=[batch, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RAISED]
             )
             total += removed
             if removed < batch:

@@ -187,6 +187,11 @@ class Settings(BaseSettings):
                 f"WORKER_RETRY_BACKOFF_SECONDS={self.WORKER_RETRY_BACKOFF_SECONDS} must not be more than "
                 f"WORKER_RETRY_BACKOFF_MAX_SECONDS={self.WORKER_RETRY_BACKOFF_MAX_SECONDS}"
             )
+        if self.WORKER_BLOCKED_LOG_SECONDS >= self.WORKER_BLOCKED_EXIT_SECONDS:
+            problems.append(
+                f"WORKER_BLOCKED_LOG_SECONDS={self.WORKER_BLOCKED_LOG_SECONDS} must be less than "
+                f"WORKER_BLOCKED_EXIT_SECONDS={self.WORKER_BLOCKED_EXIT_SECONDS}, or no stack is logged before the end"
+            )
         if any(len(key) < _KEY_CHARACTERS for key in self._signing_keys):
             problems.append(f"WORKER_SIGNING_KEY: each key, one a line, needs {_KEY_CHARACTERS} characters or more")
         for name in ("REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"):

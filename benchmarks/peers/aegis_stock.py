@@ -25,13 +25,11 @@ class AegisStock(Arq):
     async def _work(self) -> None:
         from app.components.worker.custom import CustomWorker
         from app.components.worker.queues import configured
+        from app.components.worker.runtime.keys import short_name
 
-        @configured(QUEUE.removeprefix("arq:queue:"))
-        class WorkerSettings:
-            functions = [func(with_context(task), name=name) for name, task in ASYNC.items()]
-            max_jobs = self.slots
-
-        await CustomWorker.for_queue(WorkerSettings).async_run()
+        functions = [func(with_context(task), name=name) for name, task in ASYNC.items()]
+        settings = type("WorkerSettings", (), {"functions": functions, "max_jobs": self.slots})
+        await CustomWorker.for_queue(configured(short_name(QUEUE))(settings)).async_run()
 
 
 PEER = AegisStock

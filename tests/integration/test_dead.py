@@ -60,6 +60,23 @@ async def test_several_are_retried_and_the_others_stay(redis: ArqRedis, serve: M
     assert (await cli("dead retry --all --json")).data == {"retried": ["c"], "left": []}
 
 
+async def test_several_are_discarded(redis: ArqRedis, serve: MakeWorker, cli: Cli) -> None:
+    for job_id in "abc":
+        await enqueue(redis, job_id)
+    await let_die(redis, serve, 3)
+    assert (await cli("dead discard a b")).code == 0
+    assert await dead.ids(redis, LOAD_TEST) == ["c"]
+
+
+async def test_none_is_retried_beside_a_job_of_its_id_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Also where that one's payload has expired."""
+    await enqueue(redis, "a")
+    await let_die(redis, serve, 1)
+    await redis.set(keys.IN_PROGRESS + "a", "somebody's token", px=60_000)
+    assert await dead.revive(redis, LOAD_TEST, ["a"]) == []
+    assert await dead.ids(redis, LOAD_TEST) == ["a"]
+
+
 @pytest.mark.parametrize("ids", ["early late", "--all"])
 async def test_what_expired_is_retried_where_a_worker_had_its_payload(
     redis: ArqRedis, serve: MakeWorker, cli: Cli, ids: str

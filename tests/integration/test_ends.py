@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import signal
 import sys
 from typing import Any
 
 import pytest
-from arq import Retry
+from arq import Retry, func
 from arq.connections import ArqRedis
 from arq.jobs import Job, SerializationError
 from arq.worker import JobExecutionFailed, RetryJob
@@ -192,6 +193,69 @@ async def test_what_the_last_try_raised_is_told_of(
     assert str(caught.value) == said
     with pytest.raises(JobExecutionFailed, match=r"max 2 retries exceeded$"):
         await result(alone)
+
+
+async def test_what_a_try_raised_survives_a_worker_that_dies_in_the_next(redis: ArqRedis, serve: MakeWorker) -> None:
+    async def fails_at_first(ctx: dict[Any, Any]) -> None:
+        raise Retry(0.5) from ValueError("what went wrong")
+
+    await serve(functions=[func(fails_at_first, name="fails_at_first")], max_tries=2)
+    job = await enqueue(redis, "fails_at_first", _expires=60)
+    await eventually(lambda: redis.exists(keys.RAISED + job.job_id))
+    await redis.set(keys.RETRY + job.job_id, 2)  # as a claim does after a lease that lapsed
+    found = await letter(redis, job.job_id)
+    assert (found["reason"], found["tries"]) == ("tries exhausted", 2)
+    with pytest.raises(JobExecutionFailed, match=r"max 2 retries exceeded: ValueError\('what went wrong'\)"):
+        await result(job)
+    assert await redis.keys(f"*:{job.job_id}") == [f"{keys.RESULT}{job.job_id}".encode()]
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_no_result(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Whoever waits for it would take it for its own."""
+
+    async def cancels(ctx: dict[Any, Any]) -> None:
+        raise asyncio.CancelledError
+
+    await serve(functions=[func(cancels, name="cancels")], max_tries=2)
+    with pytest.raises(JobExecutionFailed, match="max 2 retries exceeded"):
+        await result(await enqueue(redis, "cancels"))
+
+
+@pytest.mark.parametrize("written", [None, bytearray(b"x"), asyncio.CancelledError()], ids=type)
+async def test_what_the_serializer_gives_is_no_result(redis: ArqRedis, serve: MakeWorker, written: Any) -> None:
+    def dumps(record: dict[str, Any]) -> Any:
+        if record.get("r") == "odd":
+            if isinstance(written, BaseException):
+                raise written
+            return written
+        return pickle.dumps(record)
+
+    await serve(job_serializer=dumps, job_deserializer=pickle.loads)
+    job, other = [await enqueue(redis, "echo", value) for value in ("odd", "even")]
+    assert (await letter(redis, job.job_id))["reason"] == "unserializable"
+    assert await result(other) == "even"
+
+
+async def test_a_result_larger_than_redis_takes_holds_up_no_other(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.components.worker.runtime.runner.MOST_RESULT_BYTES", 1000)
+    await serve()
+    job, other = [await enqueue(redis, "echo", "x" * size) for size in (2000, 10)]
+    assert "bytes are more than 1000" in (await letter(redis, job.job_id))["error"]
+    assert await result(other) == "x" * 10
+
+
+@pytest.mark.parametrize(("keep_s", "least", "most"), [(0.0005, -2, 1), (float("inf"), 1 << 46, 1 << 47)])
+async def test_a_result_is_kept_as_long_as_it_says(
+    redis: ArqRedis, serve: MakeWorker, keep_s: float, least: int, most: int
+) -> None:
+    worker = await serve(keep_result=keep_s)
+    job = await enqueue(redis, "echo")
+    await eventually(lambda: worker.jobs_complete and not worker._runs)
+    kept = await redis.pttl(keys.RESULT + job.job_id)
+    assert least <= kept <= most
+    assert kept != -1, "for ever"
 
 
 @FORMATS

@@ -23,6 +23,7 @@ from redis.exceptions import OutOfMemoryError
 
 from app.components.worker.runtime import Backoff, Worker, dead, health, keys, scripts
 from app.components.worker.runtime.scripts import Scripts
+from redis import Redis
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, counted, echo, enqueue, fails, result, slow
 
@@ -38,11 +39,23 @@ async def test_a_lease_is_renewed_for_as_long_as_the_job_runs(redis: ArqRedis, s
 
 
 async def test_a_blocked_loop_keeps_its_leases_and_is_reported(
-    redis: ArqRedis, serve: MakeWorker, caplog: pytest.LogCaptureFixture
+    redis: ArqRedis, redis_server: RedisSettings, serve: MakeWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def is_held() -> bool:
+        with Redis(port=redis_server.port, password=redis_server.password) as client:
+            while not client.exists(mark):
+                time.sleep(0.01)
+            until = monotonic() + 1.5
+            while client.exists(mark) and monotonic() < until:
+                time.sleep(0.05)
+            return monotonic() >= until
+
     await serve(lease=0.6, blocked_log=0.5)
-    job = await enqueue(redis, "blocks", 2)
+    mark = keys.IN_PROGRESS + "blocked"
+    held = asyncio.create_task(asyncio.to_thread(is_held))  # this loop is the one that is blocked
+    job = await enqueue(redis, "blocks", 2, _job_id="blocked")
     assert await result(job) == 1
+    assert await held
     assert await redis.get(f"runs:{job.job_id}") == b"1"
     assert "the event loop has not turned for" in caplog.text
     assert "time.sleep(seconds)" in caplog.text
@@ -188,7 +201,7 @@ async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serv
         "failed": ("fails", 1, "KeyError('the original error')", 'raise KeyError("the original error")'),
         "timeout": ("slow", 1, "TimeoutError('not done in 0.2s')", "await asyncio.sleep(seconds)"),
         "unknown function": ("nothing", 1, "JobExecutionFailed(\"function 'nothing' not found\")", "not found"),
-        "tries exhausted": ("echo", 9, "JobExecutionFailed('max 1 retries exceeded')", "max 1 retries exceeded"),
+        "tries exhausted": ("echo", 8, "JobExecutionFailed('max 1 retries exceeded')", "max 1 retries exceeded"),
         "expired": ("<unknown>", 1, "JobExecutionFailed('job expired')", "job expired"),
         "undecodable": ("<unknown>", 1, 'DeserializationError("unable to deserialize job: ', "UnpicklingError"),
     }

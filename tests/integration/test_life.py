@@ -10,12 +10,46 @@ import pytest
 from arq import cron
 from arq.connections import ArqRedis, RedisSettings
 from arq.cron import CronJob
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.components.worker.runtime import Worker, health
+from app.components.worker.runtime.connection import prepare
 from app.components.worker.runtime.scripts import RECONNECT
 from tests.conftest import eventually, free_port
 from tests.faults.proxy import Proxy
-from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue
+from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result
+
+
+async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.1)
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        settings = RedisSettings(port=port, conn_retries=0, conn_timeout=0.1, conn_retry_delay=0)  # type: ignore[arg-type]
+        worker = Worker([echo], queue_name=QUEUE, redis_settings=settings, handle_signals=False)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await worker.async_run()
+        assert worker._pool is None
+
+
+async def test_a_pool_waits_for_no_answer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.1)
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as silent:
+        pool = ArqRedis(port=silent.sockets[0].getsockname()[1], retry_on_timeout=False)
+        await prepare(pool.connection_pool)
+        with pytest.raises(RedisTimeoutError):
+            async with asyncio.timeout(5):
+                await pool.ping()
+        await pool.aclose()
+
+
+async def test_a_health_record_for_each_look(redis: ArqRedis, serve: MakeWorker) -> None:
+    """Redis takes no time to live of nothing."""
+    await serve(health_check_interval=0)
+    assert await result(await enqueue(redis, "echo", 1)) == 1
+    (replica,) = await health.read(redis, QUEUE)
+    assert replica["alive"]
+
 
 # -- the pulse ---------------------------------------------------------------------------------------------------
 

@@ -216,6 +216,8 @@ sys.exit(process.main("load_test"))
         said, _ = await process.communicate()
     assert process.returncode == STUCK_EXIT_CODE
     assert b"shut down" in said
+    assert await redis.zcard(LOAD_TEST) == 1
+    assert await redis.keys(keys.IN_PROGRESS + "*") == await redis.keys(keys.RETRY + "*") == []
 
 
 async def test_a_dead_child_ends_the_others_in_order(start: MakeService, redis: ArqRedis) -> None:

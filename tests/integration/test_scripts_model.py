@@ -53,7 +53,7 @@ LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself
 MOST_DEAD, MOST_DEAD_BYTES = 2, 110  # a long letter is more by itself, three short ones are less
 FAR_MS = 10**9
 HOUR_MS = 3_600_000
-BEYOND_MS = 10 * FAR_MS  #: no payload lives for so long
+BEYOND_MS = 10**14  #: no payload lives for so long, also of a job that is due in 100,000 days
 STOCK = "1"  # what stock workers set as a mark
 CRON_START = datetime(2001, 9, 9, tzinfo=UTC)
 
@@ -154,6 +154,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         self.marks: dict[str, str] = {}
         self.results: dict[str, bytes] = {}
         self.dead: dict[str, tuple[Time, bytes, bytes]] = {}  # time of death, payload, letter
+        self.raised: dict[str, str] = {}
         self.aborts: dict[str, int] = {}
         self.unique: dict[str, str] = {}
         self.begun: list[Time] = []
@@ -292,12 +293,13 @@ class ScriptsMachine(RuleBasedStateMachine):
         revived = []
         for job_id in job_ids:
             _, payload, _ = self.dead.get(job_id, (0, b"", b""))
-            if payload and job_id not in self.jobs:
+            if payload and job_id not in self.jobs and job_id not in self.marks:
                 revived.append(job_id)
                 self.jobs[job_id] = Job(Around(now.low, now.high + 1), payload)
                 del self.dead[job_id]
                 self.results.pop(job_id, None)
                 self.aborts.pop(job_id, None)
+                self.raised.pop(job_id, None)
         assert answer == revived
 
     @step(data=st.data())
@@ -471,7 +473,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         kind, flag, last = end
         if kind == "again":
             wait_ms = flag * (HOUR_MS if last else BEYOND_MS)
-            return Settlement(claim.lease, kind, wait_ms, claim.tries * last, "")
+            return Settlement(claim.lease, kind, wait_ms, claim.tries * last, f"raised by {claim.lease.token}" * last)
         if kind == "back":
             return Settlement(claim.lease, kind, claim.due_ms, 0, "")
         letter = f"letter of {claim.lease.token}" * (1 + 3 * flag)
@@ -482,14 +484,18 @@ class ScriptsMachine(RuleBasedStateMachine):
 
     def take(self, claim: Claim, end: Settlement, now: Around) -> None:
         job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
-        self.marks.pop(job_id, None)
+        mark = self.marks.pop(job_id, None)
         if end.kind in ("again", "back"):
             job.lapses = None
             job.score = now + end.data if end.kind == "again" else end.data  # type: ignore[operator]
             job.tries = claim.tries if end.kind == "again" and end.amount else job.tries
+            if end.last:
+                self.raised[job_id] = str(end.last)
             return
         del self.jobs[job_id]
         self.aborts.pop(job_id, None)
+        if claim.lease.tried or mark is None:
+            self.raised.pop(job_id, None)
         if end.data:
             self.results[job_id] = end.data  # type: ignore[assignment]
         if end.kind == "dead":
@@ -666,6 +672,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         }
         whole |= {keys.JOB + job_id: job.payload for job_id, job in self.jobs.items()}
         whole |= {keys.RETRY + job_id: str(job.tries).encode() for job_id, job in self.jobs.items() if job.tries}
+        whole |= {keys.RAISED + job_id: raised.encode() for job_id, raised in self.raised.items()}
         whole |= {keys.IN_PROGRESS + job_id: mark.encode() for job_id, mark in self.marks.items()}
         whole |= {keys.RESULT + job_id: result for job_id, result in self.results.items()}
         whole |= {keys.unique(QUEUE, key): job_id.encode() for key, job_id in self.unique.items()}

@@ -33,6 +33,7 @@ async def test_an_idle_worker_is_told_of_a_job_at_once(redis: ArqRedis, serve: M
         asked = time.time()
         waits.append(await result(await enqueue(redis, "now")) - asked)
     assert sorted(waits)[10] < 0.05
+    assert max(waits) < 0.5
 
 
 async def test_a_worker_that_is_busy_with_one_job_is_told_of_the_next(redis: ArqRedis, serve: MakeWorker) -> None:
@@ -44,6 +45,7 @@ async def test_a_worker_that_is_busy_with_one_job_is_told_of_the_next(redis: Arq
         asked = time.time()
         waits.append(await result(await enqueue(redis, "now")) - asked)
     assert sorted(waits)[10] < 0.05
+    assert max(waits) < 0.5
     assert len(worker.tasks) == 1
 
 
@@ -64,23 +66,12 @@ async def test_a_deferred_job_starts_when_it_is_due(redis: ArqRedis, serve: Make
     assert 0.5 <= await result(job) - asked < 0.7
 
 
-async def test_a_slot_that_is_free_claims_at_once(redis: ArqRedis, redis_server: RedisSettings) -> None:
-    jobs = [await enqueue(redis, "slow", 0.05) for _ in range(40)]
+async def test_a_slot_that_is_free_claims_at_once(redis: ArqRedis, serve: MakeWorker) -> None:
     begun = perf_counter()
-    worker = Worker(
-        [slow],
-        queue_name=QUEUE,
-        redis_settings=redis_server,
-        max_jobs=10,
-        burst=True,
-        handle_signals=False,
-        poll_delay=60,
-    )
-    await worker.async_run()
-    took = perf_counter() - begun
-    await worker.close()
-    assert took < 1, "arq takes 2 s, 0.2 are the least"
-    assert worker.jobs_complete == len(jobs)
+    await serve(max_jobs=2)
+    for job in [await enqueue(redis, "slow", 0.05) for _ in range(20)]:
+        await result(job)
+    assert perf_counter() - begun < 1.5, "0.5 s are the least; with ten looks at an idle worker's pace it were 50"
 
 
 async def test_without_keyspace_events_it_looks_as_often_as_arq(redis: ArqRedis, redis_server: RedisSettings) -> None:

@@ -9,7 +9,7 @@ from arq import Retry
 from arq.worker import JobExecutionFailed, RetryJob
 
 from app.components.worker.runtime.execution import Again, Ended, decide
-from app.components.worker.runtime.policies import Backoff
+from app.components.worker.runtime.policies import Backoff, RateLimit
 
 BACKOFF = Backoff(base=2, limit=60)
 
@@ -27,6 +27,12 @@ def test_a_failure_is_tried_again_until_the_last_try() -> None:
     assert decide(error, 3, 3, BACKOFF) == Ended(False, error, "failed")
     assert decide(error, 1, 3, None) == Ended(False, error, "failed")
     assert decide(TimeoutError(), 3, 3, BACKOFF).reason == "timeout"
+
+
+def test_no_limit_is_none_rather_than_zero() -> None:
+    for jobs, seconds in ((0, 60), (1, 0)):
+        with pytest.raises(ValueError, match="one job or more, in some time"):
+            RateLimit(jobs, seconds)
 
 
 @pytest.mark.parametrize("error", [RetryJob(), asyncio.CancelledError()])

@@ -150,6 +150,10 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: py
         ({"REDIS_SSL_CA_CERTS": "/nope.crt"}, "REDIS_SSL_CA_CERTS=/nope.crt: there is no such file"),
         ({"WORKER_MAX_TRIES": 0}, "WORKER_MAX_TRIES"),
         ({"WORKER_QUEUES": " , "}, "WORKER_QUEUES"),
+        (
+            {"WORKER_BLOCKED_LOG_SECONDS": 60, "WORKER_BLOCKED_EXIT_SECONDS": 60},
+            "WORKER_BLOCKED_LOG_SECONDS=60 must be less than WORKER_BLOCKED_EXIT_SECONDS=60",
+        ),
         ({"WORKER_RETRY_BACKOFF_SECONDS": 9, "WORKER_RETRY_BACKOFF_MAX_SECONDS": 3}, "must not be more than"),
     ],
 )

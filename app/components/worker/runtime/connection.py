@@ -41,11 +41,12 @@ class _Translated:
             raise
 
 
-async def connect(settings: RedisSettings, **options: Any) -> ArqRedis:
+async def connect(settings: RedisSettings | None, **options: Any) -> ArqRedis:
     """arq's ``create_pool``, which has all its tries but does not wait for ever for a server that says nothing.
 
     Raises what that raises, and ``TimeoutError``.
     """
+    settings = settings or RedisSettings()
     each_s = settings.conn_timeout + settings.conn_retry_delay
     async with asyncio.timeout((settings.conn_retries + 1) * each_s + SOCKET_TIMEOUT_S):
         return await create_pool(settings, **options)

@@ -56,6 +56,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
                 keys.RETRY,
                 keys.RESULT,
                 keys.IN_PROGRESS,
+                keys.RAISED,
                 *job_ids[first : first + BATCH],
             ],
         )

@@ -90,6 +90,14 @@ class Expired(Refusal):
         super().__init__("expired", error)
 
 
+class Exhausted(Refusal):
+    """A job is not run again: all its tries are over, the last without a word of how it ended."""
+
+    def __init__(self, max_tries: int, raised: str = "") -> None:
+        self.max_tries = max_tries
+        super().__init__("tries exhausted", _exceeded(max_tries, raised))
+
+
 class UnknownFunction(Refusal):
     """A job is not run here; another replica may know its function."""
 
@@ -167,10 +175,21 @@ def decide(
 
 def _exhausted(retry: BaseException, max_tries: int) -> JobExecutionFailed:
     """Return arq's error for a last try that asked for another one; it says what was raised before that."""
-    raised = retry.__cause__ or (None if retry.__suppress_context__ else retry.__context__)
-    error = JobExecutionFailed(f"max {max_tries} retries exceeded" + (f": {described(raised):.500}" if raised else ""))
+    error = _exceeded(max_tries, raised_by(retry))
     error.__cause__ = retry
     return error
+
+
+def _exceeded(max_tries: int, raised: str) -> JobExecutionFailed:
+    return JobExecutionFailed(f"max {max_tries} retries exceeded" + (f": {raised}" if raised else ""))
+
+
+def raised_by(error: BaseException) -> str:
+    """Return what went wrong in a try, shortened; of one that only asks for another, what was raised before that."""
+    if isinstance(error, Retry | RetryJob | asyncio.CancelledError):
+        raised = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return f"{described(raised):.500}" if raised else ""
+    return f"{described(error):.500}"
 
 
 def described(error: BaseException) -> str:
@@ -186,7 +205,7 @@ def dead_letter(job: Job, error: BaseException, reason: str) -> str:
     letter = {
         "function": job.function,
         "reason": reason,
-        "tries": job.tries,
+        "tries": job.tries - (reason == "tries exhausted"),  # that which was refused is none
         "error": described(error)[:MOST_TOLD],
         "traceback": "".join(traceback.format_exception(error))[-MOST_TOLD:],
         "enqueued_ms": job.enqueued_ms,

@@ -15,6 +15,8 @@ IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs
 RESULT = result_key_prefix  #: + id, string: the result
 RETRY = retry_key_prefix  #: + id, integer: tries that are over; one that a stock worker has begun counts as well
 
+RAISED = "worker:raised:"  #: + id, string: what the last try that was counted has raised
+
 
 def job_id(raw: bytes) -> str:
     """A job's id as text; one that is not UTF-8 has escapes in it, ``\\xff`` say, and goes by it once claimed."""

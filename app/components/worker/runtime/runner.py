@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from math import inf
@@ -17,7 +18,7 @@ from arq.constants import keep_cronjob_progress
 from arq.cron import CronJob
 from arq.jobs import SerializationError
 from arq.utils import ms_to_datetime, timestamp_ms
-from arq.worker import Function, JobExecutionFailed
+from arq.worker import Function
 
 from . import keys
 from .commits import Commits
@@ -27,6 +28,7 @@ from .execution import (
     Again,
     Cause,
     Ended,
+    Exhausted,
     Expired,
     Refusal,
     RetryOn,
@@ -35,11 +37,12 @@ from .execution import (
     dead_letter,
     decide,
     described,
+    raised_by,
     read,
 )
 from .peers import Peers
 from .policies import Backoff
-from .scripts import MOST_KEPT_MS, Lease, Reply, Settlement, cancelled
+from .scripts import MOST_KEPT_MS, UNAVAILABLE, Lease, Reply, Settlement, cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,8 @@ class JobRunner(arq.worker.Worker):
             self._set_context(run)
             if isinstance(refusal, UnknownFunction) and await self._leave(run):
                 return
+            if isinstance(refusal, Exhausted):
+                refusal = await self._with_last_error(run, refusal)
             self._refuse(run, refusal)
             return
 
@@ -144,12 +149,20 @@ class JobRunner(arq.worker.Worker):
             raise UnknownFunction(job.function)
         most = self._max_tries(function)
         if job.tries > most:
-            raise Refusal("tries exhausted", JobExecutionFailed(f"max {most} retries exceeded"))
+            raise Exhausted(most)
         return function
 
     def _refuse(self, run: Run, refusal: Refusal, after: Callable[[], Any] | None = None) -> None:
         logger.warning("not run: %s", refusal)
         self._settle_end(run, refusal.end, after)
+
+    async def _with_last_error(self, run: Run, refusal: Exhausted) -> Exhausted:
+        """Return a refusal that says what the last try has raised which lived to tell of it."""
+        run.interruptible = False
+        with suppress(*UNAVAILABLE):
+            if raised := await self.pool.get(keys.RAISED + run.claim.lease.job_id):
+                return Exhausted(refusal.max_tries, raised.decode(errors="replace"))
+        return refusal
 
     async def _leave(self, run: Run) -> bool:
         """Leave a job that is not known here to replicas that know it; return False where there are none."""
@@ -282,7 +295,8 @@ class JobRunner(arq.worker.Worker):
     def _settle_back(self, run: Run, again: Again, after: Callable[[], Any] | None = None) -> None:
         self.jobs_retried += 1
         if again.counts:
-            settlement = Settlement.again(run.claim.lease, again.wait_s, run.job.tries)
+            raised = raised_by(run.error) if run.error else ""
+            settlement = Settlement.again(run.claim.lease, again.wait_s, run.job.tries, raised)
         else:
             logger.info("given back, its try does not count")
             settlement = Settlement.back(run.claim.lease, run.claim.due_ms)

@@ -105,9 +105,9 @@ class Settlement(NamedTuple):
     payload: bytes = b""  #: a dead letter's
 
     @classmethod
-    def again(cls, lease: Lease, wait_s: float, tries: int = 0) -> Self:
+    def again(cls, lease: Lease, wait_s: float, tries: int = 0, raised: str = "") -> Self:
         """Back to the queue, due after so long; so many tries are over, 0 where this one does not count."""
-        return cls(lease, "again", int(wait_s * 1000), tries, "")
+        return cls(lease, "again", int(wait_s * 1000), tries, raised)
 
     @classmethod
     def back(cls, lease: Lease, due_ms: int) -> Self:
@@ -244,7 +244,7 @@ class Scripts:
             if kind == "dead":
                 flat.append(payload)
         limits = MOST_DEAD, MOST_DEAD_BYTES, KEEP_TRIES_S
-        prefixes = keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT
+        prefixes = keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RESULT, keys.RAISED
         settled: list[int] = await self._settle(
             keys=[self._queue, keys.leases(self._queue), keys.ABORT, keys.dead(self._queue), keys.letters(self._queue)],
             args=[*limits, *prefixes, len(batch), *flat],

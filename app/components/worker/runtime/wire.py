@@ -140,7 +140,9 @@ class _Link(asyncio.Protocol):
             reply = await last
         finally:
             timer.cancel()
-            errors = [first.exception() if first.done() else None for first in firsts]
+            for first in firsts:
+                first.cancel()  # where the call was: an error that comes later is nobody's
+            errors = [None if first.cancelled() else first.exception() for first in firsts]
         return [*(error or first.result() for error, first in zip(errors, firsts, strict=True)), reply]
 
     def data_received(self, data: bytes) -> None:

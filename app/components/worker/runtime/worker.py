@@ -99,7 +99,7 @@ class Worker(JobRunner):
         self._urgent = asyncio.Event()  # for a pulse before its time
         self._running = False
         self._behind = False  # slots are free, but too many ends wait to be stored
-        self._dry = False  # the last look found nothing due, and no end was stored since
+        self._dry = False  # the last look found nothing due, and nothing was queued or stored since it began
         self._idle_s = 0.0  # how long the next claim may wait in Redis; 0: it does not
         self._idled = False  # since it last could take no more
         self._failures = 0  # looks in a row that Redis refused
@@ -215,6 +215,9 @@ class Worker(JobRunner):
         self._stop_at = self._stop_at or monotonic()
         over_at = monotonic() + GIVE_BACK_S
         if self.main_task and not self.main_task.done():  # closed without a signal
+            self.allow_pick_jobs = False
+            self._look_now()
+            await asyncio.wait([self.main_task], timeout=LAST_CALL_S)
             self.main_task.cancel()
             await asyncio.wait([self.main_task])
         if self.tasks:
@@ -325,12 +328,14 @@ class Worker(JobRunner):
             await self._idle_no_more()
             return IDLE_LOOK_S  # the end of a job wakes us, or that it is stored
         told, self._told = self._told, False
+        self._dry = True  # unless something comes about meanwhile
         parked = idle_s > 0 and not told and self._listener.proved
         if parked:
             wanted = 1  # its reply is small, and so is what a worker takes that stands still meanwhile
         claims = await self._claim(wanted, idle_s if parked else 0)
         next_s = inf if claims.wait_s is None else claims.wait_s + self._peers.head_start_s
-        self._dry = not (claims.jobs or claims.blocked or claims.limited)
+        if claims.jobs or claims.blocked or claims.limited:
+            self._dry = False
         if claims.jobs and parked and self._listener.overslept:
             self._listener.doubt()
         # The first ones may have been our own, whose leases had lapsed, and took no slot.

@@ -12,6 +12,7 @@
   ARGV[4]  prefix of keys that count tries
   ARGV[5]  prefix of result keys
   ARGV[6]  prefix of in-progress keys
+  ARGV[7]  prefix of keys that tell what the last try has raised
   and the ids
 
   Returns the ids that are queued now; left out are those whose payload is gone, or whose id is in use again.
@@ -19,12 +20,12 @@
 local queue, dead, letters, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local revived, bytes = {}, 0
 
-for n = 7, #ARGV do
+for n = 8, #ARGV do
   local id = ARGV[n]
   local payload = redis.call('HGET', letters, 'payload:' .. id)
   if payload and payload ~= '' and redis.call('EXISTS', ARGV[3] .. id, ARGV[6] .. id) == 0 then
     redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
-    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id)
+    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id, ARGV[7] .. id)
     bytes = bytes + #payload + redis.call('HSTRLEN', letters, 'letter:' .. id)
     redis.call('HDEL', letters, 'payload:' .. id, 'letter:' .. id)
     redis.call('ZREM', dead, id)

@@ -17,23 +17,26 @@
   ARGV[5]  prefix of payload keys
   ARGV[6]  prefix of keys that count the tries that are over
   ARGV[7]  prefix of result keys
-  ARGV[8]  how many jobs there are, and two for each: id and data
+  ARGV[8]  prefix of keys that tell what the last try has raised
+  ARGV[9]  how many jobs there are, and two for each: id and data
   and six for each run of jobs that end alike, in order: token, 1 if there may be counts of their tries, kind, amount,
   last, how many they are; 'dead' a seventh
   'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
            (0 to remove it; a cron job's keeps a late replica from running it again)
   'dead'   the same, but last is what the dead letter says, JSON, and the seventh its payload, which may have expired
-  'again'  data: ms until it is due; amount: tries that are over (0: the try does not count)
+  'again'  data: ms until it is due; amount: tries that are over (0: the try does not count); last: what it has raised, to
+           be told where no later try tells of itself, or ''
   'back'   data: due time in ms; the try does not count
 
   Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
-  is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing where all are 1.
+  is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing
+  where all are 1.
 ]]
 local queue, leases, abort, dead, letters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local in_progress, job, retry, result = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local in_progress, job, retry, result, raised = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local jobs = tonumber(ARGV[8])
+local jobs = tonumber(ARGV[9])
 local marks, replies, requeued, back, ended, garbage = {}, {}, {}, {}, {}, {}
 local all_done, letters_grew = true, nil
 
@@ -47,12 +50,12 @@ local function size_of_letter(id)
 end
 
 for i = 1, jobs do
-  marks[i] = in_progress .. ARGV[7 + 2 * i]
+  marks[i] = in_progress .. ARGV[8 + 2 * i]
 end
 local holders = redis.call('MGET', unpack(marks))
 
 -- What can fail, for want of memory say, comes before what removes.
-local group, i = 9 + 2 * jobs, 0
+local group, i = 10 + 2 * jobs, 0
 while i < jobs do
   local token, tried, kind, amount, last, alike, payload = unpack(ARGV, group, group + 6)
   local ends = kind == 'end' or kind == 'dead'
@@ -60,7 +63,7 @@ while i < jobs do
   local keep_until = amount ~= '0' and string.format('%d', now + amount)
   for _ = 1, alike do
     i = i + 1
-    local id, data, mark, holder = ARGV[7 + 2 * i], ARGV[8 + 2 * i], marks[i], holders[i]
+    local id, data, mark, holder = ARGV[8 + 2 * i], ARGV[9 + 2 * i], marks[i], holders[i]
     local reply = 1
     if holder ~= token and (holder or not (redis.call('ZSCORE', leases, id) and redis.call('ZSCORE', queue, id))) then
       -- Of one that goes back somebody else's mark says nothing: it may have been claimed since.
@@ -86,12 +89,16 @@ while i < jobs do
       end
       if tried == '1' or not holder then -- others may have tried it since the lease lapsed
         garbage[#garbage + 1] = retry .. id
+        garbage[#garbage + 1] = raised .. id
       end
       ended[#ended + 1] = id
     else
       if kind == 'again' then
         if amount ~= '0' then
           redis.call('SET', retry .. id, amount, 'EX', ARGV[3])
+        end
+        if last ~= '' then
+          redis.call('SET', raised .. id, last, 'EX', ARGV[3])
         end
         data = now + data
       end
