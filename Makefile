@@ -18,8 +18,11 @@ CONFIRM ?=
 export CA_BUNDLE ?= $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt) /dev/null)
 export DOCKER_BUILDKIT = 1
 
+# A value as one word of the shell's, whatever is in it.
+q = '$(subst ','\'',$(1))'
+
 # The system's Python will do, as ops needs only its standard library.
-OPS = python3 -m ops --env '$(ENV)' $(if $(DRY_RUN),--dry-run)
+OPS = python3 -m ops --env $(call q,$(ENV)) $(if $(DRY_RUN),--dry-run)
 PYTHON = .venv/bin/python
 VENV = .venv/installed
 
@@ -44,16 +47,16 @@ down: ## Stop and remove the containers; data and secrets stay
 	@$(OPS) down
 
 destroy: ## Delete the containers, networks and all data; asks for the environment's name
-	@$(OPS) destroy $(if $(CONFIRM),--confirm '$(CONFIRM)')
+	@$(OPS) destroy $(if $(CONFIRM),--confirm $(call q,$(CONFIRM)))
 
 restart: ## Restart the containers; running jobs are drained
 	@$(OPS) restart
 
 scale: ## Set the number of replicas: N=3, for one queue's service QUEUE=media
-	@$(OPS) scale '$(N)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force)
+	@$(OPS) scale $(call q,$(N)) $(if $(QUEUE),--queue $(call q,$(QUEUE))) $(if $(filter 1,$(FORCE)),--force)
 
 autoscale: ## Scale by what waits in the queues, until Ctrl-C: MIN=1 MAX=5 (QUEUE=media)
-	@$(OPS) autoscale '$(MIN)' '$(MAX)' $(if $(QUEUE),--queue '$(QUEUE)') $(if $(FORCE),--force) $(ARGS)
+	@$(OPS) autoscale $(call q,$(MIN)) $(call q,$(MAX)) $(if $(QUEUE),--queue $(call q,$(QUEUE))) $(if $(filter 1,$(FORCE)),--force) $(ARGS)
 
 local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foreground, code reloading
 	@PATH=$(CURDIR)/.venv/bin:$$PATH $(OPS) local
@@ -61,10 +64,10 @@ local: $(VENV) ## Without Docker: workers and an embedded Valkey in the foregrou
 ##@ Deploy
 
 deploy: ## Replace the workers without a pause: the checkout's commit, or VERSION=1.4.2
-	@$(OPS) deploy $(if $(VERSION),--version '$(VERSION)')
+	@$(OPS) deploy $(if $(VERSION),--version $(call q,$(VERSION)))
 
 rollback: ## Replace the workers by the version before, or VERSION=…
-	@$(OPS) rollback $(if $(VERSION),--version '$(VERSION)')
+	@$(OPS) rollback $(if $(VERSION),--version $(call q,$(VERSION)))
 
 releases: ## The versions that were deployed, and which can be rolled back to
 	@$(OPS) releases
@@ -73,13 +76,13 @@ deploy-redis: ## Save, then restart Redis with its current image and configurati
 	@$(OPS) deploy-redis
 
 upgrade-redis: ## Run Redis on another image, up or down: IMAGE=valkey/valkey:8-alpine
-	@$(OPS) upgrade-redis '$(IMAGE)'
+	@$(OPS) upgrade-redis $(call q,$(IMAGE))
 
 bundle: ## Everything for a host without a network, in one file (FILE=…)
-	@$(OPS) bundle $(if $(FILE),--file '$(FILE)')
+	@$(OPS) bundle $(if $(FILE),--file $(call q,$(FILE)))
 
 load: ## Bring in a bundle: FILE=…
-	@$(OPS) load '$(FILE)'
+	@$(OPS) load $(call q,$(FILE))
 
 unlock: ## Break the lock of a change that hangs
 	@$(OPS) unlock
@@ -119,16 +122,16 @@ load-test: ## Send load and measure it (ARGS="io" by default, or "cpu -n 1000", 
 ##@ Data and secrets
 
 backup: ## Write an archive of all jobs and results into backups/, the latest KEEP=7 stay
-	@$(OPS) backup $(if $(KEEP),--keep '$(KEEP)')
+	@$(OPS) backup $(if $(KEEP),--keep $(call q,$(KEEP)))
 
 restore: ## Replace what Redis holds by FILE=backups/… (YES=1 on a stack that is up; AGE_IDENTITY=file)
-	@$(OPS) restore '$(FILE)' $(if $(YES),--yes) $(if $(AGE_IDENTITY),--identity '$(AGE_IDENTITY)')
+	@$(OPS) restore $(call q,$(FILE)) $(if $(filter 1,$(YES)),--yes) $(if $(AGE_IDENTITY),--identity $(call q,$(AGE_IDENTITY)))
 
 secrets: ## Make the secrets that are missing
 	@$(OPS) secrets
 
 secrets-rotate: ## New passwords for Redis's users, nothing restarts (USER=worker for one)
-	@$(OPS) secrets-rotate $(if $(filter command line,$(origin USER)),--user '$(USER)') $(ARGS)
+	@$(OPS) secrets-rotate $(if $(filter command line,$(origin USER)),--user $(call q,$(USER))) $(ARGS)
 
 certs: ## Make the certificates that are missing, renew those about to expire, list them
 	@$(OPS) certs $(ARGS)
@@ -139,7 +142,7 @@ build: ## Build the images
 	@$(OPS) build
 
 sbom: ## Print the bill of materials of the workers' image, CycloneDX (QUEUE=media for one queue's)
-	@$(OPS) sbom $(if $(QUEUE),--queue '$(QUEUE)')
+	@$(OPS) sbom $(if $(QUEUE),--queue $(call q,$(QUEUE)))
 
 digests: ## Pin the images that are pulled by their digests, in env/<ENV>.env; again to take newer ones
 	@$(OPS) digests

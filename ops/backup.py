@@ -24,7 +24,7 @@ Manifest = dict[str, Any]
 
 
 def backup(stack: Stack, options: argparse.Namespace) -> int:
-    if not options.keep.isdigit() or int(options.keep) < 1:
+    if not options.keep.isdecimal() or int(options.keep) < 1:
         raise ConfigurationError(f"KEEP={options.keep}: a number of backups to keep is 1 or more")
     make(stack, int(options.keep))
     return 0
@@ -119,7 +119,7 @@ def _snapshot(stack: Stack) -> None:
     if stack.dry_run:
         stack.run(bgsave)
         return
-    while "started" not in (reply := stack.output(bgsave)):
+    while "started" not in (reply := stack.ask(bgsave).stdout):
         state = _info(stack, "persistence")
         if "1" not in (state["rdb_bgsave_in_progress"], state["aof_rewrite_in_progress"]):
             raise ConfigurationError(f"Redis does not save a snapshot: {reply.strip()}")

@@ -14,8 +14,8 @@ _WAIT = ("--wait", "--wait-timeout", str(HEALTHY_WITHIN_S))
 
 _PASSWORD = "/run/secrets/redis_admin_password"  # noqa: S105 - the file
 #: No process shows the password; but a session reads what is typed, so it has its password in the environment.
-_REDIS_CLI = f'exec redis-cli --user admin --askpass $REDIS_CLI_TLS "$@" < {_PASSWORD}'
-_REDIS_CLI_SESSION = f'REDISCLI_AUTH="$(cat {_PASSWORD})" exec redis-cli --user admin $REDIS_CLI_TLS "$@"'
+_REDIS_CLI = f'exec redis-cli -e --user admin --askpass $REDIS_CLI_TLS "$@" < {_PASSWORD}'
+_REDIS_CLI_SESSION = f'REDISCLI_AUTH="$(cat {_PASSWORD})" exec redis-cli -e --user admin $REDIS_CLI_TLS "$@"'
 
 
 def compose(environment: Environment, *arguments: str) -> list[str]:
@@ -27,6 +27,11 @@ def compose(environment: Environment, *arguments: str) -> list[str]:
 def up(environment: Environment, *, build: bool) -> list[str]:
     """Create and start everything, and wait until all of it is healthy; without ``build`` what is missing is built."""
     return compose(environment, "up", "--detach", *(["--build"] if build else []), "--remove-orphans", *_WAIT)
+
+
+def wait(environment: Environment) -> list[str]:
+    """Wait until all that there is has become healthy."""
+    return compose(environment, "up", "--detach", "--no-recreate", "--no-build", *_WAIT)
 
 
 def scale(environment: Environment, replicas: Mapping[str, int], *, wait: bool = True) -> list[str]:
@@ -77,7 +82,8 @@ def remove_all(kind: str, ids: Sequence[str]) -> list[str]:
 def engine_events(project: str, since: float) -> list[str]:
     """Print what the engine remembers of a project's containers, health checks' runs left out, as lines of JSON."""
     kinds = ("start", "die", "oom", "kill", "restart", "destroy", "health_status")
-    filters = (f"label=com.docker.compose.project={project}", "type=container", *(f"event={kind}" for kind in kinds))
+    labels = (f"com.docker.compose.project={project}", "com.docker.compose.oneoff=False")
+    filters = (*(f"label={label}" for label in labels), "type=container", *(f"event={kind}" for kind in kinds))
     period = ["--since", f"{int(since)}", "--until", "0s"]
     return ["docker", "events", *period, "--format", "{{json .}}", *(p for f in filters for p in ("--filter", f))]
 

@@ -27,7 +27,7 @@ _RULES = [
         ("COMPOSE_PROJECT_NAME", "[a-z0-9][a-z0-9_-]*", "small letters, digits, - and _"),
         ("(PYTHON|REDIS|APP)_IMAGE", r"[\w./:@-]+", "the name of an image, as in redis:8-alpine"),
         ("APP_VERSION", r"\w[\w.-]{0,127}", "the tag of an image, as in 1.0"),
-        (".*_REPLICAS", "[0-9]{1,4}", "a number of replicas, 0 or more"),
+        (".*_REPLICAS", "[0-9]{1,4}", "a number of replicas, 0 to 9999"),
         (".*_CPU_(LIMIT|RESERVATION)", r"(?=.*[1-9])[0-9]+(\.[0-9]+)?", "a number of CPUs, more than 0, as in 0.5"),
         (
             ".*_(MEMORY_LIMIT|MEMORY_RESERVATION|MAXMEMORY)",
@@ -89,13 +89,15 @@ class Environment:
 def names(folder: Path = ROOT / "env") -> list[str]:
     """Return the environments that there are: each ``env/NAME.env`` is one."""
     found = (path.name.removesuffix(".env") for path in folder.glob("*.env"))
-    return sorted(name for name in found if name != "base" and not name.endswith(".local"))
+    return sorted(name for name in found if name != "base" and _NAME.fullmatch(name))
 
 
 def load(name: str, *, root: Path = ROOT, shell: Mapping[str, str] = os.environ) -> Environment:
     """Read and check an environment. Raises ``ConfigurationError`` with every problem that was found."""
-    if not _NAME.fullmatch(name) or name not in names(root / "env"):
-        raise ConfigurationError(f"ENV={name}: there is no env/{name}.env; there are: {', '.join(names(root / 'env'))}")
+    if not _NAME.fullmatch(name) or name == "base":
+        raise ConfigurationError(f"ENV={name}: an environment's name is of small letters, digits and -, and not base")
+    if name not in (there := names(root / "env")):
+        raise ConfigurationError(f"ENV={name}: there is no env/{name}.env; there are: {', '.join(there)}")
     local = root / "env" / f"{name}.local.env"
     files = (root / "env" / "base.env", root / "env" / f"{name}.env", *([local] if local.exists() else []))
     values: dict[str, str] = {}
@@ -150,7 +152,9 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         problems.append(f"COMPOSE_PROJECT_NAME is missing in env/{name}.env: copy it from env/prod.env and change it")
     project = values.get("COMPOSE_PROJECT_NAME")
     for other in names(root / "env"):
-        theirs, _ = envfile.parse((root / "env" / f"{other}.env").read_text(errors="replace"))
+        files = (root / "env" / f"{other}.env", root / "env" / f"{other}.local.env")
+        text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
+        theirs, _ = envfile.parse(text)
         if project and other != name and theirs.get("COMPOSE_PROJECT_NAME") == project:
             problems.append(f"COMPOSE_PROJECT_NAME={project} is env/{other}.env's: two would be one stack")
     layers = values.get("COMPOSE_FILE", "").split(":")

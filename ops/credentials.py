@@ -15,7 +15,8 @@ ACL_TEMPLATE = ROOT / "redis" / "users.acl.template"
 
 def ensure(stack: Stack) -> None:
     """Make what is missing, and have a Redis that is up take up certificates that were renewed."""
-    passwords(stack)
+    if passwords(stack) and stack.running():
+        say(f"what runs has those of before until `make restart ENV={stack.name}`")
     if _certify(stack):
         _reload_certificates(stack)
 
@@ -26,12 +27,15 @@ def make(stack: Stack, _: argparse.Namespace) -> int:
     return 0
 
 
-def passwords(stack: Stack) -> None:
+def passwords(stack: Stack) -> bool:
+    """Make passwords and the list of users where they are missing; return whether any was."""
     folder = stack.environment.secrets
     for line in stack.change("close secrets that others can read", lambda: secrets.close(folder)) or ():
         say(line)
-    if stack.change("make missing secrets", lambda: secrets.ensure(folder, ACL_TEMPLATE)):
+    made = stack.change("make missing secrets", lambda: secrets.ensure(folder, ACL_TEMPLATE))
+    if made:
         say(f"secrets: made in {folder.relative_to(ROOT)}/")
+    return bool(made)
 
 
 def certs(stack: Stack, options: argparse.Namespace) -> int:

@@ -71,15 +71,16 @@ def _replace(stack: Stack, event: str, obtain: Callable[[Stack], None]) -> int:
     credentials.ensure(stack)
     lifecycle.base_images(stack)
     obtain(stack)
+    runs = "redis" in stack.running()
     try:
-        if "redis" in stack.running():
+        if runs:
             _roll(stack)
         else:
             _start(stack)
     except _Failed as failed:
         lifecycle.record(stack, event, version=version, outcome="failed", reason=str(failed))
         _hook(stack, "post-deploy", OUTCOME="failed", **hook)
-        say(f"{version} is not deployed: {failed}; {previous} runs on")
+        say(f"{version} is not deployed: {failed}; {f'{previous} runs on' if runs else 'the stack is down, as it was'}")
         return 1
     except KeyboardInterrupt:
         say(
@@ -133,9 +134,10 @@ def _pull_or_build(stack: Stack) -> None:
 
 def _start(stack: Stack) -> None:
     """Nothing runs that could go on."""
+    if lifecycle.wait(stack, commands.up(stack.environment, build=False)):
+        stack.run(commands.compose(stack.environment, "down", "--remove-orphans"), quiet=True)
+        raise _Failed("not all of it became healthy")
     _write_version(stack)
-    if stack.run(commands.up(stack.environment, build=False)):
-        raise _Failed(f"not all of it became healthy, `make logs ENV={stack.name}` shows why")
 
 
 def _roll(stack: Stack) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from .configuration import ROOT
 from .lock import user
 
-BEGUN = "begun"  #: outcome of what has to be finished or undone where nothing was entered after it
+BEGUN = "begun"  #: outcome of what has to be finished or undone
+REPLACING = ("restore", "upgrade-redis", "destroy")  #: the data of Redis
 
 
 def path(environment: str) -> Path:
@@ -40,6 +41,7 @@ def read(environment: str) -> Iterator[dict[str, Any]]:
 
 
 def unfinished(environment: str, event: str | None = None) -> dict[str, Any] | None:
-    """Return the entry of a change, of any or of one kind, that was cut short; None where something was done since."""
-    *_, last = [{}, *read(environment)]
+    """Return the entry of a change of Redis's data, of any or of one kind, that was cut short; None where there is
+    none, or another has been made since."""
+    *_, last = [{}, *(entry for entry in read(environment) if entry["event"] in REPLACING)]
     return last if last.get("outcome") == BEGUN and event in (None, last["event"]) else None

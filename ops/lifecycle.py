@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from . import capacity, commands, credentials, images, journal, releases
+from . import capacity, commands, credentials, data, images, journal, releases
 from .configuration import ROOT, ConfigurationError
 from .stack import Container, Stack, is_worker, say
 
@@ -23,18 +23,28 @@ def up(stack: Stack, _: argparse.Namespace) -> int:
     base_images(stack)
     # What `make deploy` brought in stays until it brings in another: the checkout may have moved on.
     build = not releases.is_deployed(stack)
+    if not build and not releases.are_here(stack):
+        raise ConfigurationError(
+            f"{stack.version} is deployed, and its image is gone: `make deploy VERSION={stack.version} "
+            f"ENV={stack.name}` brings it in again"
+        )
     if workers := [service for service in stack.running() if is_worker(service)]:
         _check(stack, workers, build=build)
         build = False
-    code = stack.run(commands.up(stack.environment, build=build))
-    if code:
+    if code := wait(stack, commands.up(stack.environment, build=build)):
+        return code
+    record(stack, "up", version=stack.version)
+    return stack.run(commands.compose(stack.environment, "ps"))
+
+
+def wait(stack: Stack, argv: Sequence[str]) -> int:
+    """Run a command that waits until all is healthy, and say what there is to see where it is not; return its code."""
+    if code := stack.run(argv):
         for each in stack.containers():
             if not each.runs or each.restarts or each.health == "unhealthy":
                 print_last_words(stack, each)
         say(f"not all of it became healthy: `make logs ENV={stack.name}` and `make doctor ENV={stack.name}` show why")
-        return code
-    record(stack, "up", version=stack.version)
-    return stack.run(commands.compose(stack.environment, "ps"))
+    return code
 
 
 def print_last_words(stack: Stack, container: Container) -> None:
@@ -47,6 +57,12 @@ def must_be_whole(stack: Stack) -> None:
     """Raise ``ConfigurationError`` where Redis's data may be half way between two places, and would be found empty."""
     if cut_short := journal.unfinished(stack.name):
         if cut_short["event"] == "restore":
+            data.end_others(stack)
+            if not data.is_exchanged(stack):
+                reason = "it was cut short before it had replaced anything"
+                record(stack, "restore", file=cut_short["file"], outcome="failed", reason=reason)
+                say(f"of the last restore nothing is left: {reason}")
+                return
             what = f"restore FILE={shlex.quote(cut_short['file'])} YES=1"
         else:
             what = f"upgrade-redis IMAGE={cut_short['image']}"
@@ -136,16 +152,20 @@ def _confirm(name: str, given: str | None) -> None:
 
 def restart(stack: Stack, _: argparse.Namespace) -> int:
     must_be_whole(stack)
+    if not stack.containers():
+        raise ConfigurationError(f"the stack is down: `make up ENV={stack.name}` starts it")
+    credentials.ensure(stack)
     code = stack.run(commands.compose(stack.environment, "restart"))
-    if not code:
-        record(stack, "restart")
-    return code
+    if code := code or wait(stack, commands.wait(stack.environment)):
+        return code
+    record(stack, "restart")
+    return 0
 
 
 def scale(stack: Stack, options: argparse.Namespace) -> int:
     service, variable = commands.replicas_variable(options.queue)
-    if not options.replicas.isdecimal():
-        raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 or more, as in `make scale N=3`")
+    if not re.fullmatch("[0-9]{1,4}", options.replicas):
+        raise ConfigurationError(f"N={options.replicas}: a number of replicas is 0 to 9999, as in `make scale N=3`")
     check_service(stack, service)
     if not options.force:
         capacity.check(stack.given(**{variable: options.replicas}))

@@ -7,10 +7,11 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import journal
+from . import configuration, journal
 from .configuration import ConfigurationError
 from .stack import Stack, is_worker
 
@@ -47,8 +48,12 @@ def before(releases: Sequence[Release], version: str) -> str | None:
 
 def is_deployed(stack: Stack) -> bool:
     """Whether the stack's version came by a deployment or a bundle, and is not one that each `make up` builds anew."""
-    entries = journal.read(stack.name)
-    return any(entry["event"] in ("deploy", "load") and entry["version"] == stack.version for entry in entries)
+    return any(
+        entry["event"] in ("deploy", "rollback", "load")
+        and entry["version"] == stack.version
+        and entry.get("outcome", "done") == "done"
+        for entry in journal.read(stack.name)
+    )
 
 
 def is_to_be_mended(stack: Stack) -> bool:
@@ -83,9 +88,14 @@ def check(version: str) -> str:
 
 
 def prune(stack: Stack) -> None:
-    """Remove the images of versions that are too old to go back to."""
-    for release in past(stack.name)[KEPT:]:
-        if release.version != stack.version:
+    """Remove the images of versions that are too old to go back to, here and in any other environment."""
+    kept = {stack.version}
+    for name in configuration.names():
+        kept |= {release.version for release in past(name)[:KEPT]}
+        with suppress(ConfigurationError):
+            kept.add(configuration.load(name).values["APP_VERSION"])
+    for release in past(stack.name):
+        if release.version not in kept:
             old = stack.given(APP_VERSION=release.version)
             if are_here(old):
                 stack.ask(["docker", "image", "rm", *images(old)])

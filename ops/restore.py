@@ -31,6 +31,8 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
         raise ConfigurationError(f"FILE={options.file}: there is no such file; `ls backups` shows what there is")
     cut_short = journal.unfinished(stack.name, "restore")
     running = cut_short["running"] if cut_short else running_replicas(stack)
+    if running:
+        running = {"redis": 1, **running}  # also where it had ended
     if running and not options.yes:
         raise ConfigurationError(f"ENV={stack.name} is up: YES=1 stops it and replaces what is in Redis")
     manifest = archive.check(stack, file, options.identity)
@@ -42,7 +44,7 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
 
     lifecycle.record(stack, "restore", file=str(file), running=running, outcome=journal.BEGUN)
     try:
-        _replace(stack, expected, running)
+        healthy = _replace(stack, expected, running)
     except ConfigurationError as error:
         if data.is_exchanged(stack):
             stop(stack, ["redis"])
@@ -57,8 +59,10 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
     lifecycle.record(stack, "restore", file=file.name, outcome="done")
     if not stack.dry_run:
         state = "is up" if running else f"is down: `make up ENV={stack.name}`"
-        say(f"{file.name} is restored: {counts.said(expected)}; ENV={stack.name} {state}")
-    return 0
+        say(
+            f"{file.name} is restored: {counts.said(expected)}; ENV={stack.name} {state if healthy else 'needs a look'}"
+        )
+    return 0 if healthy else 1
 
 
 def running_replicas(stack: Stack) -> dict[str, int]:
@@ -75,8 +79,8 @@ def stop(stack: Stack, services: list[str]) -> None:
         raise ConfigurationError(f"{', '.join(services)} could not be stopped")
 
 
-def start(stack: Stack, replicas: Replicas) -> None:
-    """Have services run as they did, Redis first; Redis ends where it is not among them."""
+def start(stack: Stack, replicas: Replicas) -> bool:
+    """Have services run as they did, Redis first, which ends where it is not among them; return whether workers do."""
     if "redis" not in replicas:
         stack.run(commands.compose(stack.environment, "rm", "--stop", "--force", "redis"), quiet=True)
     elif stack.run(commands.recreate(stack.environment, "redis")):
@@ -84,6 +88,8 @@ def start(stack: Stack, replicas: Replicas) -> None:
     workers = {service: number for service, number in replicas.items() if service != "redis"}
     if workers and stack.run(commands.scale(stack.environment, workers)):
         say(f"not all workers became healthy: `make logs ENV={stack.name}` shows why")
+        return False
+    return True
 
 
 def keep(stack: Stack) -> Path | None:
@@ -149,7 +155,7 @@ def _unpack(stack: Stack, file: Path, identity: str) -> None:
         archive.unpack(stack, file, identity, into)
 
 
-def _replace(stack: Stack, expected: Counts, running: Replicas) -> None:
+def _replace(stack: Stack, expected: Counts, running: Replicas) -> bool:
     stop(stack, [service for service in running if service != "redis"])
     stop(stack, ["redis"] if "redis" in running else [])
     if (kept := keep(stack)) and not stack.dry_run:
@@ -159,4 +165,4 @@ def _replace(stack: Stack, expected: Counts, running: Replicas) -> None:
     if not stack.dry_run:
         # Those who enqueue may have gone on by now.
         data.must_match(expected, data.live_counts(stack), "what Redis has loaded", more=True)
-    start(stack, running)
+    return start(stack, running)

@@ -19,7 +19,7 @@ USERS = {
     "admin": "redis_admin_password",
 }
 _PASSWORDS = frozenset(USERS.values())
-RETIRED = ".retired"  #: + a password's file: the hash of the one before, for as long as it is valid
+RETIRED = ".retired"  #: + a password's file: the hashes of those before, for as long as they are valid
 SIGNING_KEY = "worker_signing_key"
 
 
@@ -83,7 +83,7 @@ def close(folder: Path) -> list[str]:
 
 
 def hashes(folder: Path, user: str) -> list[str]:
-    """Return the hashes of a user's valid passwords: the one in its file, and the one before while it is kept."""
+    """Return the hashes of a user's valid passwords: the one in its file, and those before while they are kept."""
     file = folder / USERS[user]
     retired = folder / (file.name + RETIRED)
     return [hash_of(file.read_text().strip()), *(retired.read_text().split() if retired.exists() else [])]
@@ -99,10 +99,9 @@ def new_password() -> str:
 
 
 def replace(folder: Path, template: Path, user: str, password: str) -> None:
-    """Make a new password a user's own; the one before stays valid until ``retire``."""
+    """Make a new password a user's own; those before stay valid until ``retire``."""
     file = folder / USERS[user]
-    before, *_ = hashes(folder, user)
-    _write(folder / (file.name + RETIRED), before)
+    _write(folder / (file.name + RETIRED), "\n".join(hashes(folder, user)))
     _write(file, password)
     _write_acl(folder, template)
 

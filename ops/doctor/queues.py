@@ -90,7 +90,7 @@ def canonical(value: str) -> Any:
 
 
 def redis_users(facts: Facts) -> Finding | None:
-    if facts.redis is None:
+    if facts.redis is None or not (facts.secrets / ACL).is_file():
         return None
     here, there = hashes((facts.secrets / ACL).read_text()), facts.redis["users"]
     if other := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):

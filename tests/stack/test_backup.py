@@ -168,6 +168,7 @@ def test_a_restore_that_is_cut_short_is_finished_by_the_next(prod: Stack, taken:
     ]
     for when, number in steps:
         cut(prod, "restore", f"FILE={file}", "YES=1", when=when, number=number)
+    prod.make("down")
     refused = prod.make("up", check=False)
     assert refused.returncode
     assert "was cut short" in refused.stderr
@@ -179,8 +180,25 @@ def test_a_restore_that_is_cut_short_is_finished_by_the_next(prod: Stack, taken:
     assert prod.redis("exists", "app:mine") == "0"
 
     first = archives(prod, "prod-replaced-")[0]
+    prod.run("docker", "kill", prod.container("redis"))
     prod.make("restore", f"FILE={first}", "YES=1")
+    assert running(prod) == ["redis", "worker", "worker"], "Redis too, though it had ended"
     assert prod.redis("get", "app:mine") == "kept", "what was replaced can be brought back as well"
+
+
+def test_a_restore_that_has_replaced_nothing_is_forgotten(prod: Stack, taken: tuple[Path, list[str]]) -> None:
+    before = len(archives(prod, "prod-replaced-"))
+    cut(
+        prod,
+        "restore",
+        f"FILE={taken[0]}",
+        "YES=1",
+        when=lambda: last_entry(prod).get("outcome") == "begun" and "worker" not in running(prod),
+        number=signal.SIGKILL,
+    )
+    assert "it was cut short before it had replaced anything" in prod.make("up").stderr
+    assert prod.redis("get", "app:mine") == "kept"
+    assert len(archives(prod, "prod-replaced-")) == before
 
 
 def test_a_backup_that_is_cut_short_leaves_no_half_archive(prod: Stack) -> None:

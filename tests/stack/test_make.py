@@ -42,8 +42,12 @@ def test_alone_it_lists_every_target(checkout: Path) -> None:
     ("arguments", "said"),
     [
         (["up", "ENV=nope"], "ENV=nope: there is no env/nope.env; there are: dev, prod"),
-        (["scale", "N=some"], "N=some: a number of replicas is 0 or more, as in `make scale N=3`"),
-        (["scale"], "N=: a number of replicas is 0 or more, as in `make scale N=3`"),
+        (["scale", "N=some"], "N=some: a number of replicas is 0 to 9999, as in `make scale N=3`"),
+        (["scale"], "N=: a number of replicas is 0 to 9999, as in `make scale N=3`"),
+        (["scale", "N=10000"], "N=10000: a number of replicas is 0 to 9999, as in `make scale N=3`"),
+        (["backup", "KEEP=²"], "KEEP=²: a number of backups to keep is 1 or more"),
+        (["restore", "FILE=it's"], "FILE=it's: there is no such file; `ls backups` shows what there is"),
+        (["restart", "ENV=other"], "the stack is down: `make up ENV=other` starts it"),
         (["health", "ENV=other"], "no worker is up in ENV=other: `make up ENV=other`"),
     ],
 )

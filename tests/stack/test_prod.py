@@ -81,6 +81,11 @@ def test_redis_runs_as_configured(prod: Stack) -> None:
         assert prod.redis("config", "get", name).splitlines()[-1] == value
 
 
+def test_an_error_of_redis_is_one_of_make(prod: Stack) -> None:
+    assert prod.make("redis-cli", "ARGS=nonsense", check=False).returncode
+    assert prod.make("redis-cli", "ARGS=ping").stdout == "PONG\n"
+
+
 def test_passwords_are_changed_while_jobs_run(prod: Stack) -> None:
     folder = prod.folder / "secrets" / "prod"
     before = {user: (folder / name).read_text() for user, name in secrets.USERS.items()}

@@ -186,7 +186,7 @@ def test_it_counts_the_keys_that_the_worker_has() -> None:
     assert len(keys.dead("")) == 12, "survey.lua cuts it off"
 
 
-def test_a_change_that_was_cut_short_is_known_until_something_else_is_done(
+def test_a_change_that_was_cut_short_is_known_until_it_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "path", lambda environment: tmp_path / environment)
@@ -194,8 +194,19 @@ def test_a_change_that_was_cut_short_is_known_until_something_else_is_done(
     journal.write("test", "restore", outcome=journal.BEGUN, running={"redis": 1})
     assert journal.unfinished("test", "restore")["running"] == {"redis": 1}  # type: ignore[index]
     assert journal.unfinished("test", "upgrade-redis") is None
-    journal.write("test", "up")
-    assert journal.unfinished("test", "restore") is None
+    journal.write("test", "down")
+    assert journal.unfinished("test", "restore")
+    journal.write("test", "restore", outcome="done")
+    assert journal.unfinished("test") is None
+    journal.write("test", "upgrade-redis", outcome=journal.BEGUN)
+    journal.write("test", "destroy")
+    assert journal.unfinished("test") is None
     with (tmp_path / "test").open("a") as file:
         file.write('{"at": 1}\n[]\n{"at":')  # by hand, or cut short
-    assert [entry["event"] for entry in journal.read("test")] == ["restore", "up"]
+    assert [entry["event"] for entry in journal.read("test")] == [
+        "restore",
+        "down",
+        "restore",
+        "upgrade-redis",
+        "destroy",
+    ]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from app.core.config import STOP_MARGIN_S
-from ops import commands, configuration, envfile, secrets
+from ops import commands, configuration, envfile, journal, releases, secrets
 from ops.configuration import ROOT, ConfigurationError
 from ops.credentials import ACL_TEMPLATE
+from ops.stack import Stack
 
 GOOD = """\
 ENV=test
@@ -60,9 +61,9 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("not a line", "env/test.env:4: not NAME=value: not a line"),
         ("REDIS_PASSWORD=secret", "REDIS_PASSWORD does not go into env files"),
         ("WORKER_SIGNING_KEY=secret", "WORKER_SIGNING_KEY does not go into env files"),
-        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: it is a number of replicas, 0 or more"),
-        ("WORKER_REPLICAS=²", "WORKER_REPLICAS=²: it is a number of replicas, 0 or more"),
-        ("WORKER_MEDIA_REPLICAS=", "WORKER_MEDIA_REPLICAS=: it is a number of replicas, 0 or more"),
+        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: it is a number of replicas, 0 to 9999"),
+        ("WORKER_REPLICAS=²", "WORKER_REPLICAS=²: it is a number of replicas, 0 to 9999"),
+        ("WORKER_MEDIA_REPLICAS=", "WORKER_MEDIA_REPLICAS=: it is a number of replicas, 0 to 9999"),
         ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: it is an amount of memory"),
         ("REDIS_MAXMEMORY=0", "REDIS_MAXMEMORY=0: it is an amount of memory"),
         ("WORKER_MEMORY_LIMIT=512M", "WORKER_MEMORY_RESERVATION=1G is more than WORKER_MEMORY_LIMIT=512M"),
@@ -156,10 +157,50 @@ def test_all_problems_are_said_at_once(load: Load) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("name", ["nope", "base", "../etc", "test.local", ""])
+def test_an_environment_that_is_not_there(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "env" / "my_env.env").write_text("")
+    with pytest.raises(ConfigurationError, match=r"there is no env/nope\.env; there are: test$"):
+        load(name="nope")
+
+
+@pytest.mark.parametrize("name", ["base", "../etc", "test.local", "", "my_env", "Prod"])
 def test_an_environment_that_is_none(load: Load, name: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"there is no env/.*; there are: test"):
+    with pytest.raises(ConfigurationError, match=f"ENV={name}: an environment's name is of small letters, digits"):
         load(name=name)
+
+
+def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "env" / "other.env").write_text("COMPOSE_PROJECT_NAME=other")
+    assert load().values["COMPOSE_PROJECT_NAME"] == "aegis-test"
+    (tmp_path / "env" / "other.local.env").write_text("COMPOSE_PROJECT_NAME=aegis-test")
+    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is env/other\.env's"):
+        load()
+
+
+def test_producers_keep_their_password_until_it_is_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets" / "test"
+    secrets.ensure(folder, ACL_TEMPLATE)
+    first = secrets.hashes(folder, "producer")
+    for _ in range(2):
+        secrets.replace(folder, ACL_TEMPLATE, "producer", secrets.new_password())
+    assert secrets.hashes(folder, "producer")[-1:] == first
+    assert len(secrets.hashes(folder, "producer")) == 3
+    secrets.retire(folder, ACL_TEMPLATE, "producer")
+    assert len(secrets.hashes(folder, "producer")) == 1
+
+
+def test_what_was_deployed_is_not_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
+    monkeypatch.setattr(journal, "path", lambda environment: tmp_path / environment)
+
+    def is_deployed(version: str) -> bool:
+        return releases.is_deployed(Stack(load(f"APP_VERSION={version}")))
+
+    journal.write("test", "up", version="dev")
+    journal.write("test", "deploy", version="bad", outcome="failed")
+    journal.write("test", "deploy", version="1.0", outcome="done")
+    assert [is_deployed(version) for version in ("dev", "bad", "1.0")] == [False, False, True]
+    journal.write("test", "rollback", version="dev", outcome="done")
+    assert is_deployed("dev")
 
 
 @pytest.mark.parametrize("name", configuration.names())

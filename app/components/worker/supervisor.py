@@ -18,6 +18,9 @@ from pathlib import Path
 
 from app.core.config import ROOT, settings
 
+NOT_STARTED = 2  #: exit code of a child that Redis, or a setting, has kept from its start
+AGAIN_S = 3
+
 
 class Supervisor:
     """Runs the children of ``queues`` from ``run()``'s call to its return."""
@@ -43,10 +46,11 @@ class Supervisor:
             waited = [*ends, stopped] if changes is None else [*ends, stopped, changes]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if changes and not stopped.done():
-                # A change that does not run, a syntax error say, is mended by the next change.
+                # A change that does not run, a syntax error say, is mended by the next change; Redis comes back itself.
                 if not changes.done():
-                    _say("a worker ended: waiting for a change of the code")
-                    await asyncio.wait([stopped, changes], return_when=asyncio.FIRST_COMPLETED)
+                    wait_s = AGAIN_S if any(end.done() and end.result() == NOT_STARTED for end in ends) else None
+                    _say(f"a worker ended: waiting for a change of the code{f', or {wait_s} s' if wait_s else ''}")
+                    await asyncio.wait([stopped, changes], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 if changes.done():
                     _say(f"{changes.result()} changed: starting anew")
                     changes = asyncio.create_task(_watch())
