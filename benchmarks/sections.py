@@ -6,11 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 
 from arq.jobs import serialize_job
 
+from app.components.worker.runtime import keys
 from benchmarks.measures import drain
-from benchmarks.processes import Process, Server, server, until, workers
+from benchmarks.processes import Process, Server, producer, server, until, workers
 from benchmarks.systems import BEST_ARQ, OURS, QUEUE, System
 
 Rows = AsyncIterator[tuple[str, dict[str, float]]]
@@ -49,18 +51,34 @@ async def fill(server: Server, jobs: int, *, payload: bytes = b"", due_ms: int =
 
 
 async def depth(scale: float) -> Rows:
-    """The rate of a drain with so many jobs more behind."""
+    """The rate of a drain with so many jobs more behind, the last of ours while another worker runs a thousand."""
     for system, jobs in ((OURS, 20_000), (BEST_ARQ, 5_000)):
-        for behind in (1_000, 10_000, 100_000, 1_000_000):
+        for behind, busy in ((1_000, 0), (10_000, 0), (100_000, 0), (1_000_000, 0), (1_000_000, 1_000)):
+            if busy and system is not OURS:
+                continue
             wanted, queued = int(jobs * scale), int(behind * scale)
             async with server() as its_server:
-                enqueued = queued + wanted + wanted // 10
-                await fill(its_server, enqueued)
-                with workers(its_server, system) as running:
-                    drained = await drain(
-                        its_server, system, running, enqueued, first=wanted // 10, last=wanted + wanted // 10
-                    )
-            yield f"{system.title}, {queued:,} behind", drained.figures
+                with workers(its_server, system, slots=busy) if busy else nullcontext() as others:
+                    if others:
+                        await _occupy(its_server, system, others, busy)
+                    enqueued = queued + wanted + wanted // 10
+                    await fill(its_server, enqueued)
+                    with workers(its_server, system) as running:
+                        drained = await drain(
+                            its_server, system, running, enqueued + busy, first=wanted // 10, last=wanted + wanted // 10
+                        )
+            yield f"{system.title}, {queued:,} behind{f', {busy:,} run' if busy else ''}", drained.figures
+
+
+async def _occupy(server: Server, system: System, others: list[Process], jobs: int) -> None:
+    """Have a worker run so many jobs for as long as it is there."""
+
+    async def reached() -> bool:
+        return bool(await server.redis.zcard(keys.leases(QUEUE)) == jobs)
+
+    with producer(server, system) as producing:
+        await producing.ask("sleeps", jobs, HOUR_MS / 1000, within_s=60)
+    await until(reached, others, within_s=30, every_s=0.1)
 
 
 async def replicas(scale: float) -> Rows:

@@ -38,6 +38,7 @@ class Account:
     burnt: int = 0  #: tries beyond those that the jobs asked for
     letters: int = 0
     by_pid: Counter[int] = field(default_factory=Counter)  #: runs
+    latest: dict[int, float] = field(default_factory=dict)  #: when each process began its last run
 
     def check(self, holds: object, what: str) -> None:
         if not holds:
@@ -82,6 +83,8 @@ async def take(
         told = f"{name}: {result}, ran {ran}, of which disturbed {len(cut)}"
         account.runs += len(ran)
         account.by_pid.update(run.pid for run in ran)
+        for run in ran:
+            account.latest[run.pid] = max(run.begun, account.latest.get(run.pid, 0))
         account.repeats += max(0, len(ran) - job.tries)
         account.check(len(ran) <= job.tries + len(cut), f"{told}: it ran too often")
         for earlier, later in zip([None, *ran], ran, strict=False):
@@ -104,7 +107,7 @@ async def take(
             f"{told}: dead letter {letters.get(job_id)}",
         )
     account.check(letters.keys() <= jobs.keys(), f"dead letters of nobody: {letters.keys() - jobs.keys()}")
-    for left in await _left_over(redis):
+    for left in await _left_over(redis, mixed=bool(stock)):
         account.check(False, left)
     return account
 
@@ -130,10 +133,10 @@ async def _runs(ledger: Redis, ids: list[str]) -> dict[str, list[Run]]:
     return found
 
 
-async def _left_over(redis: ArqRedis) -> list[str]:
-    """What is there that should have gone with the last job and the last worker."""
+async def _left_over(redis: ArqRedis, *, mixed: bool) -> list[str]:
+    """What is there that should have gone with the last job and the last worker; stock ones know arq's keys alone."""
     left = []
-    for prefix in (keys.IN_PROGRESS, keys.JOB, keys.RETRY):
+    for prefix in (keys.IN_PROGRESS, keys.JOB, keys.RETRY, *([] if mixed else [keys.RAISED])):
         if found := [key async for key in redis.scan_iter(match=f"{prefix}*", count=1000)]:
             left.append(f"left over: {len(found)} keys such as {found[:3]}")
     for key in (QUEUE, keys.leases(QUEUE)):

@@ -1,6 +1,7 @@
 """One scenario: a server, a fleet, a load and faults at random times, then the account of every job.
 
-Everything that is random comes of one seed. ``FAULTS_SEED`` sets it, ``FAULTS_JOBS`` the number of jobs.
+Everything that is random comes of one seed. ``FAULTS_SEED`` sets it, ``FAULTS_JOBS`` the number of jobs. The load and
+what happens are the same again then; when it happens, and so to which of the processes, follows the machine's pace.
 """
 
 from __future__ import annotations

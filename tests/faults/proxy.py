@@ -44,7 +44,10 @@ class Proxy:
         """Let connections stand, and be made, with nothing passing; what is on its way arrives after ``thaw``."""
         self._flows.clear()
 
-    def thaw(self) -> None:
+    def thaw(self, *, old: bool = True) -> None:
+        """Without ``old``, the connections that there are stay as they are for ever, half open."""
+        if not old:
+            self._flows = asyncio.Event()
         self._flows.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,18 +60,21 @@ class Proxy:
         try:
             server = await asyncio.open_connection("127.0.0.1", self.target)
             ends.append(server[1])
+            flows = self._flows
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump("request", client[0], server[1]))
-                pumps.create_task(self._pump("reply", server[0], client[1]))
+                pumps.create_task(self._pump("request", client[0], server[1], flows))
+                pumps.create_task(self._pump("reply", server[0], client[1], flows))
         except* (OSError, asyncio.IncompleteReadError):
             pass  # one end is gone, so the other goes as well
         finally:
             for writer in ends:
                 writer.close()
 
-    async def _pump(self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         while data := await reader.read(1 << 16):
-            await self._flows.wait()
+            await flows.wait()
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
             if self.cuts[direction] and len(data) >= LEAST:

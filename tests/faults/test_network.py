@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.fleet import LEASE_S, SLOTS, Member
 from tests.faults.harness import Arena
+from tests.faults.load import SECONDS
 from tests.faults.proxy import Proxy
 
 COMES_BACK_S = 3  #: a request that is waited for in vain, and the wait until the next
@@ -57,14 +58,16 @@ async def test_connections_cut_in_the_middle(arena: Arena, proxied: list[tuple[M
 
 @pytest.mark.parametrize("proxied", [LEASE_S], indirect=True)
 async def test_a_network_that_falls_silent(arena: Arena, proxied: list[tuple[Member, Proxy]]) -> None:
-    """For longer than a lease; what was on its way arrives when it is too late."""
+    """For longer than a lease; what was on its way arrives too late, or never: connections are half open."""
     silent: set[int] = set()
+    back: dict[int, float] = {}  # since when each may serve again
 
     async def fall_silent(member: Member, proxy: Proxy) -> None:
         begun = monotonic()
         proxy.freeze()
         await asyncio.sleep(LEASE_S * arena.rng.uniform(1.3, 1.7))
-        proxy.thaw()
+        proxy.thaw(old=arena.rng.random() < 0.5)
+        back[member.pid] = monotonic()
         arena.fleet.disturb(member, begun, monotonic() + COMES_BACK_S)
         silent.discard(member.pid)
 
@@ -75,6 +78,10 @@ async def test_a_network_that_falls_silent(arena: Arena, proxied: list[tuple[Mem
             arena.fleet.faults += 1
             arena.aside(fall_silent(member, proxy))
 
+    begun = monotonic()
     taken = await arena.run(strike)
     assert arena.fleet.faults
     assert taken.repeats <= arena.fleet.faults * 2 * SLOTS
+    for pid, since in back.items():
+        if since < begun + SECONDS - COMES_BACK_S:  # while there were jobs to come
+            assert taken.latest[pid] > since, f"worker {pid} did not come back"

@@ -169,7 +169,7 @@ def test_an_environment_that_is_none(load: Load, name: str) -> None:
         load(name=name)
 
 
-def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
+def test_two_environments_are_not_one_stack_by_what_this_machine_says(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "other.env").write_text("COMPOSE_PROJECT_NAME=other")
     assert load().values["COMPOSE_PROJECT_NAME"] == "aegis-test"
     (tmp_path / "env" / "other.local.env").write_text("COMPOSE_PROJECT_NAME=aegis-test")
