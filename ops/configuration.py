@@ -153,8 +153,9 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
     project = values.get("COMPOSE_PROJECT_NAME")
     for other in names(root / "env"):
         files = (root / "env" / f"{other}.env", root / "env" / f"{other}.local.env")
-        text = "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
-        theirs, _ = envfile.parse(text)
+        theirs: dict[str, str] = {}
+        for file in filter(Path.is_file, files):
+            theirs |= envfile.parse(file.read_text(errors="replace"))[0]
         if project and other != name and theirs.get("COMPOSE_PROJECT_NAME") == project:
             problems.append(f"COMPOSE_PROJECT_NAME={project} is env/{other}.env's: two would be one stack")
     layers = values.get("COMPOSE_FILE", "").split(":")
