@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
 
 from arq.jobs import serialize_job
 
@@ -17,6 +16,7 @@ from benchmarks.systems import BEST_ARQ, OURS, QUEUE, System
 
 Rows = AsyncIterator[tuple[str, dict[str, float]]]
 
+DEPTHS = (1_000, 10_000, 100_000, 1_000_000)
 FILL_AT_A_TIME = 5_000
 BYTES_AT_A_TIME = 8 << 20
 HOUR_MS = 3_600_000
@@ -51,23 +51,21 @@ async def fill(server: Server, jobs: int, *, payload: bytes = b"", due_ms: int =
 
 
 async def depth(scale: float) -> Rows:
-    """The rate of a drain with so many jobs more behind, the last of ours while another worker runs a thousand."""
-    for system, jobs in ((OURS, 20_000), (BEST_ARQ, 5_000)):
-        for behind, busy in ((1_000, 0), (10_000, 0), (100_000, 0), (1_000_000, 0), (1_000_000, 1_000)):
-            if busy and system is not OURS:
-                continue
-            wanted, queued = int(jobs * scale), int(behind * scale)
-            async with server() as its_server:
-                with workers(its_server, system, slots=busy) if busy else nullcontext() as others:
-                    if others:
-                        await _occupy(its_server, system, others, busy)
-                    enqueued = queued + wanted + wanted // 10
-                    await fill(its_server, enqueued)
-                    with workers(its_server, system) as running:
-                        drained = await drain(
-                            its_server, system, running, enqueued + busy, first=wanted // 10, last=wanted + wanted // 10
-                        )
-            yield f"{system.title}, {queued:,} behind{f', {busy:,} run' if busy else ''}", drained.figures
+    """The rate of a drain with so many jobs more behind, at last while another worker runs a thousand."""
+    alone = [(system, jobs, n, 0) for system, jobs in ((OURS, 20_000), (BEST_ARQ, 5_000)) for n in DEPTHS]
+    for system, jobs, behind, busy in (*alone, (OURS, 20_000, DEPTHS[-1], 1_000)):
+        wanted, queued = int(jobs * scale), int(behind * scale)
+        async with server() as its_server:
+            with workers(its_server, system, count=min(busy, 1), slots=busy) as others:
+                if busy:
+                    await _occupy(its_server, system, others, busy)
+                enqueued = queued + wanted + wanted // 10
+                await fill(its_server, enqueued)
+                with workers(its_server, system) as running:
+                    drained = await drain(
+                        its_server, system, running, enqueued + busy, first=wanted // 10, last=wanted + wanted // 10
+                    )
+        yield f"{system.title}, {queued:,} behind{f', {busy:,} run' if busy else ''}", drained.figures
 
 
 async def _occupy(server: Server, system: System, others: list[Process], jobs: int) -> None:

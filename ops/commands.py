@@ -30,7 +30,7 @@ def up(environment: Environment, *, build: bool) -> list[str]:
 
 
 def wait(environment: Environment) -> list[str]:
-    """Wait until all that there is has become healthy."""
+    """Start what has ended, and wait until all is healthy."""
     return compose(environment, "up", "--detach", "--no-recreate", "--no-build", *_WAIT)
 
 

@@ -157,7 +157,7 @@ def _problems(name: str, values: Mapping[str, str], root: Path) -> list[str]:
         for file in filter(Path.is_file, files):
             theirs |= envfile.parse(file.read_text(errors="replace"))[0]
         if project and other != name and theirs.get("COMPOSE_PROJECT_NAME") == project:
-            problems.append(f"COMPOSE_PROJECT_NAME={project} is env/{other}.env's: two would be one stack")
+            problems.append(f"COMPOSE_PROJECT_NAME={project} is ENV={other}'s: two would be one stack")
     layers = values.get("COMPOSE_FILE", "").split(":")
     problems += _layer_problems(list(filter(None, layers)), root)
 

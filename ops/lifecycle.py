@@ -54,7 +54,10 @@ def print_last_words(stack: Stack, container: Container) -> None:
 
 
 def must_be_whole(stack: Stack) -> None:
-    """Raise ``ConfigurationError`` where Redis's data may be half way between two places, and would be found empty."""
+    """Raise ``ConfigurationError`` where Redis's data may be half way between two places, and would be found empty.
+
+    A restore that was cut short before that is over, and is told of.
+    """
     if cut_short := journal.unfinished(stack.name):
         if cut_short["event"] == "restore":
             data.end_others(stack)
@@ -150,16 +153,15 @@ def _confirm(name: str, given: str | None) -> None:
         raise ConfigurationError(f"ENV={name}: nothing was deleted, {said}")
 
 
-def restart(stack: Stack, _: argparse.Namespace) -> int:
+def restart(stack: Stack, options: argparse.Namespace) -> int:
     must_be_whole(stack)
     if not stack.containers():
         raise ConfigurationError(f"the stack is down: `make up ENV={stack.name}` starts it")
-    credentials.ensure(stack)
-    code = stack.run(commands.compose(stack.environment, "restart"))
-    if code := code or wait(stack, commands.wait(stack.environment)):
-        return code
-    record(stack, "restart")
-    return 0
+    credentials.make(stack, options)
+    code = stack.run(commands.compose(stack.environment, "restart")) or wait(stack, commands.wait(stack.environment))
+    if not code:
+        record(stack, "restart")
+    return code
 
 
 def scale(stack: Stack, options: argparse.Namespace) -> int:

@@ -58,10 +58,8 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
     data.run(stack, "clear")
     lifecycle.record(stack, "restore", file=file.name, outcome="done")
     if not stack.dry_run:
-        state = "is up" if running else f"is down: `make up ENV={stack.name}`"
-        say(
-            f"{file.name} is restored: {counts.said(expected)}; ENV={stack.name} {state if healthy else 'needs a look'}"
-        )
+        state = f"is up{'' if healthy else ', but for workers'}" if running else f"is down: `make up ENV={stack.name}`"
+        say(f"{file.name} is restored: {counts.said(expected)}; ENV={stack.name} {state}")
     return 0 if healthy else 1
 
 

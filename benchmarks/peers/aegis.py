@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from app.components.worker.runtime import NewJob, Producer
 from benchmarks.peers.aegis_stock import AegisStock
 from benchmarks.peers.arq import QUEUE
 
 
 class Aegis(AegisStock):
     async def connect(self) -> None:
-        from app.components.worker.runtime import NewJob, Producer
         from app.core.redis import create_pool
 
         self.redis = create_pool(queue_name=QUEUE)
-        self.producer, self.new = Producer(self.redis), NewJob
+        self.producer = Producer(self.redis)
 
     async def enqueue(self, task: str, *args: float) -> None:
-        await self.producer.enqueue(self.new(task, args))
+        await self.producer.enqueue(NewJob(task, args))
 
     async def enqueue_noops(self, count: int) -> None:
-        await self.producer.enqueue_many(self.new("noop") for _ in range(count))
+        await self.producer.enqueue_many(NewJob("noop") for _ in range(count))
 
 
 PEER = Aegis

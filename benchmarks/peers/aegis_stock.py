@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 
-from arq.worker import func
-
-from benchmarks.peers.arq import QUEUE, Arq
-from benchmarks.peers.tasks import ASYNC, with_context
+from app.components.worker.runtime.keys import short_name
+from benchmarks.peers.arq import FUNCTIONS, QUEUE, Arq
 
 
 class AegisStock(Arq):
@@ -25,10 +23,8 @@ class AegisStock(Arq):
     async def _work(self) -> None:
         from app.components.worker.custom import CustomWorker
         from app.components.worker.queues import configured
-        from app.components.worker.runtime.keys import short_name
 
-        functions = [func(with_context(task), name=name) for name, task in ASYNC.items()]
-        settings = type("WorkerSettings", (), {"functions": functions, "max_jobs": self.slots})
+        settings = type("WorkerSettings", (), {"functions": FUNCTIONS, "max_jobs": self.slots})
         await CustomWorker.for_queue(configured(short_name(QUEUE))(settings)).async_run()
 
 

@@ -14,6 +14,7 @@ from benchmarks.peers.peer import Peer, Run
 from benchmarks.peers.tasks import ASYNC, with_context
 
 QUEUE = "arq:queue:bench"
+FUNCTIONS = [func(with_context(task), name=name) for name, task in ASYNC.items()]
 
 
 class Arq(Peer):
@@ -28,7 +29,7 @@ class Arq(Peer):
 
     async def _work(self) -> None:
         worker = self.worker_class(
-            functions=[func(with_context(task), name=name) for name, task in ASYNC.items()],
+            functions=FUNCTIONS,
             queue_name=QUEUE,
             redis_settings=RedisSettings(port=self.port),
             max_jobs=self.slots,

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from arq import cron, func
+from arq import cron
 from arq.connections import ArqRedis, RedisSettings
 
 from app.components.worker.runtime import RateLimit, Worker
@@ -63,24 +63,16 @@ async def test_hooks_keep_their_slots(redis: ArqRedis, redis_server: RedisSettin
     """Or those of a slow hook would pile up."""
 
     async def after_job_end(ctx: dict[Any, Any]) -> None:
-        nonlocal most
-        most = max(most, len(worker._hooks))
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
         await asyncio.sleep(0.01)
+        running -= 1
 
-    most = 0
+    most = running = 0
     for _ in range(300):
-        await enqueue(redis, "quick")
-    functions = [func(echo, name="quick")]
-    worker = Worker(
-        functions,
-        queue_name=QUEUE,
-        redis_settings=redis_server,
-        burst=True,
-        handle_signals=False,
-        max_jobs=5,
-        after_job_end=after_job_end,
-    )
-    await worker.async_run()
+        await enqueue(redis, "echo")
+    worker = await run(redis_server, max_jobs=5, after_job_end=after_job_end)
     await worker.close()
     assert worker.jobs_complete == 300
     assert most <= 20

@@ -310,7 +310,7 @@ async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis
 async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a job runs for longer than it would be waited for if its worker were gone."""
     monkeypatch.setattr("app.components.worker.runtime.runner.NO_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("app.components.worker.runtime.worker.CLEANUP_MARGIN_S", -10)  # arq adds as much
+    monkeypatch.setattr("app.components.worker.runtime.claimer.CLEANUP_MARGIN_S", -10)  # arq adds as much
     for _ in range(2):
         await serve(job_timeout=None, lease=0.6, functions=[counted, func(slow, timeout=0.1)])
     job = await enqueue(redis, "counted", 2)

@@ -16,10 +16,10 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.worker import JobExecutionFailed
 
 from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many, keys
+from app.components.worker.runtime.claimer import IDLE_LOOK_S
 from app.components.worker.runtime.scripts import Scripts
 from app.components.worker.runtime.wake import ENOUGH, Listener
 from app.components.worker.runtime.wire import Wire
-from app.components.worker.runtime.worker import IDLE_LOOK_S
 from tests.conftest import PASSWORD, ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, now, result, slow
 

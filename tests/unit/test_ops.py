@@ -173,7 +173,7 @@ def test_two_environments_are_not_one_stack_by_what_this_machine_says(load: Load
     (tmp_path / "env" / "other.env").write_text("COMPOSE_PROJECT_NAME=other")
     assert load().values["COMPOSE_PROJECT_NAME"] == "aegis-test"
     (tmp_path / "env" / "other.local.env").write_text("COMPOSE_PROJECT_NAME=aegis-test")
-    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is env/other\.env's"):
+    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is ENV=other's"):
         load()
 
 
@@ -366,7 +366,7 @@ def test_environments_without_a_project_name_are_told_so(load: Load, tmp_path: P
 
 def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "other.env").write_text(GOOD.replace("ENV=test", "ENV=other"))
-    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is env/other\.env's"):
+    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is ENV=other's"):
         load()
 
 

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from app.components.worker import queues
 from app.components.worker.custom import CustomWorker
 from app.components.worker.runtime import current_job
+from app.components.worker.supervisor import NOT_STARTED
 from app.core import log
 from app.core.config import IN_CONTAINER
 from app.core.redis import check, explain
@@ -86,7 +87,7 @@ def main(queue: str, number: str = "1") -> int:
         uvloop.run(serve(queue, int(number)))
     except (RedisError, OSError, ImportError, ValueError) as error:
         logging.getLogger(__name__).error("not started: %s", explain(error))
-        return 2
+        return NOT_STARTED
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from app.core.config import ROOT, settings
 
 NOT_STARTED = 2  #: exit code of a child that Redis, or a setting, has kept from its start
-AGAIN_S = 3
+AGAIN_S = 3  #: in dev, until such a child is started anew
 
 
 class Supervisor:
@@ -46,7 +46,7 @@ class Supervisor:
             waited = [*ends, stopped] if changes is None else [*ends, stopped, changes]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if changes and not stopped.done():
-                # A change that does not run, a syntax error say, is mended by the next change; Redis comes back itself.
+                # What does not run, for a syntax error say, is mended by the next change; Redis comes back by itself.
                 if not changes.done():
                     wait_s = AGAIN_S if any(end.done() and end.result() == NOT_STARTED for end in ends) else None
                     _say(f"a worker ended: waiting for a change of the code{f', or {wait_s} s' if wait_s else ''}")

@@ -52,7 +52,7 @@ ABORT_SCORE = 1
 
 
 class JobRunner(arq.worker.Worker):
-    """What claims jobs is in ``worker.py``: it gives each to ``_carry``, in a task of its own."""
+    """What claims jobs is in ``claimer.py``: it gives each to ``_carry``, in a task of its own."""
 
     _commits: Commits
     _peers: Peers

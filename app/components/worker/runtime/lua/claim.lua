@@ -31,10 +31,10 @@
            they are renewed; one that lapses so was no try, the first time
 
   Returns { ms after which to look again, nil for never, or where it got as many jobs as it wanted and the rate limit is
-            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit keeps some back; how many of the
-            jobs, the first ones, had a lease that lapsed; ids; due times; payloads, nil for none; counts of tries that
-            are over, nil for none, or nothing where there are none at all; times of the requests to abort them, in the
-            same way }
+            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit keeps some back; how many of
+            the jobs, the first ones, had a lease that lapsed; ids; due times; payloads, nil for none; counts of tries
+            that are over, nil for none, or nothing where there are none at all; times of the requests to abort them, in
+            the same way }
 ]]
 local FEW = 8 -- jobs: of a claim of no more, those that listen are not told; of a larger one it does no harm
 local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
@@ -182,11 +182,13 @@ if count > 0 then
     end
   end
   if redis.call('EXISTS', abort) == 1 then
-    aborts = redis.call('ZMSCORE', abort, unpack(ids)) -- they stay until the jobs' ends are stored: our reply may be lost
+    -- They stay until the jobs' ends are stored: our reply may be lost.
+    aborts = redis.call('ZMSCORE', abort, unpack(ids))
   end
 end
 
-local full, next_look, lapses, due = count == tonumber(ARGV[1]), nil, nil, nil
+local full = count == tonumber(ARGV[1])
+local due, lapses, next_look
 if full or capped or most_begun > 0 then
   due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', 0, 1)[1]
 end

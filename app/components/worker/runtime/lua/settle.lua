@@ -21,15 +21,15 @@
   ARGV[9]  how many jobs there are, and two for each: id and data
   and six for each run of jobs that end alike, in order: token, 1 if there may be counts of their tries, kind, amount,
   last, how many they are; 'dead' a seventh
-  'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress mark
-           (0 to remove it; a cron job's keeps a late replica from running it again)
+  'end'    data: the result ('' to keep none); amount: ms to keep it (0 for ever); last: ms to leave the in-progress
+           mark (0 to remove it; a cron job's keeps a late replica from running it again)
   'dead'   the same, but last is what the dead letter says, JSON, and the seventh its payload, which may have expired
-  'again'  data: ms until it is due; amount: tries that are over (0: the try does not count); last: what it has raised, to
-           be told where no later try tells of itself, or ''
+  'again'  data: ms until it is due; amount: tries that are over (0: the try does not count); last: what it has raised,
+           to be told where no later try tells of itself, or ''
   'back'   data: due time in ms; the try does not count
 
-  Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to end,
-  is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing
+  Returns for each job 1, or where nothing was changed: 0 if the lease is no longer ours, -1 if the job, which is to
+  end, is somebody else's now, -2 if it cannot be given back, since its payload has expired or will have by then; nothing
   where all are 1.
 ]]
 local queue, leases, abort, dead, letters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

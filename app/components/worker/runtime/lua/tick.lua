@@ -15,8 +15,8 @@
   ARGV[5]  ms to keep the payload
   ARGV[6]  a replica, when it is for its start, or ''
   ARGV[7]  seconds within which the starts of several replicas are one
-  ARGV[8]  ms that a run may be ahead by the server's clock: a replica whose own is further ahead has to wait, or no other
-           would have its turn
+  ARGV[8]  ms that a run may be ahead by the server's clock: a replica whose own is further ahead has to wait, or no
+           other would have its turn
 
   Returns 1, or 0 where another replica has done it, -1 where it is too early.
 ]]
