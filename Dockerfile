@@ -31,15 +31,20 @@ COPY requirements/ /requirements/
 RUN --mount=type=secret,id=ca_bundle \
     --mount=type=cache,target=/root/.cache/pip \
     if [ -s /run/secrets/ca_bundle ]; then export PIP_CERT=/run/secrets/ca_bundle; fi; \
-    /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps --only-binary :all: \
-      --no-compile --report /opt/report.json \
-      --disable-pip-version-check --root-user-action ignore -r "/requirements/${APP_EXTRA:-app}.txt" \
+    export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    && /opt/pip/bin/pip install --quiet --require-hashes --no-deps --only-binary :all: -r /requirements/build.txt \
+    && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes --no-deps --only-binary :all: \
+      --no-compile --report /opt/report.json -r "/requirements/${APP_EXTRA:-app}.txt"
+COPY library/ /library/
+# The library becomes a wheel here, whose files may not be older than 1980. All of it is installed without the index.
+RUN export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INDEX=1 SOURCE_DATE_EPOCH=315532800 \
+    && chmod -R u=rwX,go=rX /library \
+    && /opt/pip/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/wheels /library \
+    && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-deps --no-compile --find-links /opt/wheels \
+      --report /opt/library.json aegis-worker \
+    && ln -s aegis-worker /opt/venv/bin/my-app \
     # A package may have files that are not for this Python.
     && { python3 -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true; } \
-    && for name in aegis-worker my-app; do \
-         printf '#!/opt/venv/bin/python\nfrom app.cli import main\nmain()\n' > "/opt/venv/bin/$name"; \
-         chmod 755 "/opt/venv/bin/$name"; \
-       done \
     && mkdir -p /layer/opt && mv /opt/venv /layer/opt \
     && find /layer -exec touch --no-dereference --date @0 {} +
 
@@ -55,13 +60,14 @@ RUN --mount=type=bind,from=root,source=/layer,target=/mnt \
     mkdir -p /bill/srv/aegis \
     && /opt/pip/bin/cyclonedx-py environment --output-reproducible --pyproject /pyproject.toml \
       --output-file /python.json /layer/opt/venv \
-    && python3 /sbom.py /python.json /opt/report.json /mnt > /bill/srv/aegis/sbom.cdx.json \
+    && python3 /sbom.py /python.json /mnt /opt/report.json /opt/library.json > /bill/srv/aegis/sbom.cdx.json \
     && find /bill -exec touch --no-dereference --date @0 {} +
 
 # -- the code ---------------------------------------------------------------------------------------------------------
 FROM base AS code
 ENV PYTHONHASHSEED=0
 COPY app/ /layer/srv/aegis/app/
+COPY library/aegis_worker/process/healthcheck.sh /layer/srv/aegis/
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash -s /layer /layer/srv/aegis/app \
     && chmod -R u=rwX,go=rX /layer \
     && find /layer -exec touch --no-dereference --date @0 {} +
@@ -82,7 +88,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
 WORKDIR /srv/aegis
 USER 10001:10001
 VOLUME /data
-HEALTHCHECK CMD ["sh", "/srv/aegis/app/components/worker/healthcheck.sh"]
+HEALTHCHECK CMD ["sh", "/srv/aegis/healthcheck.sh"]
 ENTRYPOINT ["aegis-worker"]
 CMD ["worker"]
 # Last, since it changes with every build that is kept.

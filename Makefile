@@ -170,9 +170,10 @@ lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes
 docs: $(VENV) ## Write docs/configuration.md anew from the settings
 	@$(PYTHON) docs/generate.py > docs/configuration.md
 
-$(VENV): requirements/dev.txt
+$(VENV): requirements/dev.txt pyproject.toml library/pyproject.toml
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("this needs Python 3.11; `make up` does with 3.10")'
 	@python3 -m venv .venv
 	@.venv/bin/pip install -qq --no-compile --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
-	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@for part in library .; do \
+	  .venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable $$part || exit; done
 	@touch $@

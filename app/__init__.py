@@ -1,3 +1,1 @@
-"""Background work in Python: arq workers on Redis."""
-
-__version__ = "0.1.0"
+"""This project's background work: its settings, queues, tasks and worker."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 from arq.jobs import serialize_job
 
-from app.components.worker.runtime import keys
+from aegis_worker.queue import keys
 from benchmarks.measures import drain
 from benchmarks.processes import Process, Server, producer, server, until, workers
 from benchmarks.systems import BEST_ARQ, OURS, QUEUE, System

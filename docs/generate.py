@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.core.config import QueueOverrides, Settings
+from aegis_worker.settings import QueueOverrides
+from app.core.config import Settings
 
 ENV = Path(__file__).resolve().parents[1] / "env"
 HEAD = """\

@@ -1,9 +1,9 @@
 """Write the image's bill of materials: CycloneDX's of the Python packages, with what is missing there.
 
-    sbom.py PYTHON.json REPORT.json ROOT > sbom.cdx.json
+    sbom.py PYTHON.json ROOT REPORT.json... > sbom.cdx.json
 
-That is the hash of the file that each was installed from, which pip's report has, and Debian's packages, from dpkg's
-status in the image's root.
+That is the hash of the file that each was installed from, which pip's reports have, and Debian's packages, from dpkg's
+status in the image's root. What was built here, the library, is no package of an index.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from urllib.parse import quote
 
 
 def main() -> None:
-    bom, report = (json.loads(Path(file).read_text()) for file in sys.argv[1:3])
-    root = Path(sys.argv[3])
-    wheels = {f"{wheel['metadata']['name']}=={wheel['metadata']['version']}": wheel for wheel in report["install"]}
+    bom, *reports = (json.loads(Path(file).read_text()) for file in (sys.argv[1], *sys.argv[3:]))
+    root = Path(sys.argv[2])
+    installed = [wheel for report in reports for wheel in report["install"]]
+    wheels = {
+        f"{wheel['metadata']['name']}=={wheel['metadata']['version']}": wheel["download_info"] for wheel in installed
+    }
     for component in bom["components"]:
-        sha256 = wheels[component["bom-ref"]]["download_info"]["archive_info"]["hashes"]["sha256"]
-        component["hashes"] = [{"alg": "SHA-256", "content": sha256}]
+        wheel = wheels[component["bom-ref"]]
+        component["hashes"] = [{"alg": "SHA-256", "content": wheel["archive_info"]["hashes"]["sha256"]}]
+        if wheel["url"].startswith("file:"):
+            component["purl"] = f"pkg:generic/{component['name']}@{component['version']}"
     release = fields((root / "etc/os-release").read_text(), "=")
     stanzas = (root / "var/lib/dpkg/status").read_text().strip().split("\n\n")
     bom["components"] += [debian(fields(stanza, ": "), release["VERSION_ID"].strip('"')) for stanza in stanzas]

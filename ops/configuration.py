@@ -46,7 +46,7 @@ _RULES = [
         ("WORKER_JOB_COMPLETION_WAIT", "[0-9]+", "a whole number of seconds, 0 or more"),
     )
 ]
-STOP_MARGIN_S = 12  #: between the end of a drain and Docker's kill, as app/core/config.py explains
+STOP_MARGIN_S = 12  #: between the end of a drain and Docker's kill, as the library's settings explain
 FORK_ROOM = 1.5  #: Redis's memory limit over its maxmemory: a save forks, and what changes meanwhile is there twice
 
 

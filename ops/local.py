@@ -78,7 +78,7 @@ def server_binary() -> Path:
 
 
 def _workers(variables: dict[str, str], server: subprocess.Popen[bytes]) -> int:
-    workers = subprocess.Popen([sys.executable, "-m", "app", "worker"], cwd=ROOT, env=variables)
+    workers = subprocess.Popen([sys.executable, "-m", "aegis_worker", "worker"], cwd=ROOT, env=variables)
     for number in ENDS:
         signal.signal(number, lambda *_: workers.terminate())
     while True:

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Lock the dependencies of pyproject.toml into requirements/, with hashes and without an index's address, one file for
-# each thing that is installed: the app, the app with an extra, a developer's tools on top of all. And those of each
-# system that the benchmarks compare, into benchmarks/requirements/.
+# each thing that is installed: the app, the app with an extra, a developer's tools on top of all. The library is in the
+# checkout, so that only what it needs is locked. And those of each system that the benchmarks compare, into
+# benchmarks/requirements/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 lock() { # OUTPUT INPUT [OPTION...]
   uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --no-emit-package aegis-worker \
     --custom-compile-command 'make lock' "$2" --output-file "$1" "${@:3}"
   echo "$1"
 }
@@ -14,6 +16,6 @@ lock() { # OUTPUT INPUT [OPTION...]
 lock requirements/app.txt pyproject.toml
 lock requirements/media.txt pyproject.toml --extra media --constraints requirements/app.txt
 lock requirements/dev.txt pyproject.toml --extra media --extra dev --constraints requirements/media.txt
-for input in requirements/sbom.in benchmarks/requirements/*.in; do
+for input in requirements/build.in requirements/sbom.in benchmarks/requirements/*.in; do
   lock "${input%.in}.txt" "$input"
 done

@@ -1,271 +1,29 @@
-"""Every setting of the app, read once from the environment and checked at once.
+"""The settings of this project: the library's, and the team's own fields.
 
-Inside a container the values come from the environment that Compose sets out of ``env/*.env``, and secrets
-from the files in ``/run/secrets``. Outside one (the CLI on a developer's machine) the same ``env/*.env`` files
-and ``secrets/<ENV>/`` are read directly, and ``REDIS_URL_LOCAL``, or localhost at ``REDIS_PORT``, takes the place of
-``REDIS_URL``.
+`docs/configuration.md` lists all of them. An environment sets them in ``env/<ENV>.env``, a secret is a file.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
-from arq.connections import RedisSettings
-from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field
 
-from app.core.serializer import Format, Serializer
+import aegis_worker
+from aegis_worker.settings import checkout
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"
-
-_ENV = os.environ.get("ENV", "dev")
-SECRETS = Path("/run/secrets") if IN_CONTAINER else ROOT / "secrets" / _ENV
-_KEY_CHARACTERS = 32
-#: Seconds after the drain: up to 10 for cancelled jobs to clean up and for what is left to reach Redis, the rest for
-#: the worker's own `shutdown`.
-STOP_MARGIN_S = 12
-_KEEPALIVE_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
-
-_CONFIG = SettingsConfigDict(
-    case_sensitive=False,
-    env_file=() if IN_CONTAINER else tuple(ROOT / "env" / f"{n}.env" for n in ("base", _ENV, f"{_ENV}.local")),
-    env_ignore_empty=True,
-    extra="ignore",
-    hide_input_in_errors=True,
-    secrets_dir=SECRETS if SECRETS.is_dir() else None,
-)
 
 
-def _file(given: Path | None, secret: str) -> str | None:
-    """The path that a setting gives, else the secret of that name where there is one."""
-    path = given or SECRETS / secret
-    return str(path) if given or path.is_file() else None  # without TLS it is /dev/null
+class Settings(aegis_worker.Settings):
+    """Add fields here. Each is read from the variable of its name, and checked when the worker starts."""
 
+    model_config = checkout(ROOT)
 
-class QueueOverrides(BaseSettings):
-    """``WORKER_<QUEUE>_…``: what the environment changes of one queue's own settings."""
-
-    model_config = _CONFIG
-
-    MAX_JOBS: PositiveInt | None = Field(None, description="jobs that one process runs at a time")
-    JOB_TIMEOUT: PositiveInt | None = Field(None, description="seconds a job may run before it is cancelled")
-    KEEP_RESULT: NonNegativeInt | None = Field(None, description="seconds a result is kept; 0 keeps none")
-    MAX_TRIES: PositiveInt | None = Field(None, description="tries before a failing job is given up")
-    RATE_LIMIT: str | None = Field(
-        None,
-        pattern="^[1-9][0-9]*/[smh]$",
-        description="jobs that begin in a second, a minute or an hour, over all replicas: `10/s`, `300/m`, `5/h`",
-    )
-    GLOBAL_CONCURRENCY: PositiveInt | None = Field(None, description="jobs that run at a time, over all replicas")
-
-
-class Settings(BaseSettings):
-    """The settings that all queues share; ``settings`` below is the one instance."""
-
-    model_config = _CONFIG
-
-    ENVIRONMENT: str = Field("development", description="name of the environment, for tasks and queues to read")
-    APP_VERSION: str = Field("dev", description="tag of the image, and the version that `make health` shows")
-    APP_ENV: Literal["dev", "prod"] = Field("prod", description="`dev`: the worker restarts when code changes")
-    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
-    LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` to read, `json` to collect")
-
-    REDIS_URL: str = Field("redis://localhost:6379", description="Redis, as containers reach it")
-    REDIS_URL_LOCAL: str | None = Field(
-        None,
-        description="Redis, as the CLI reaches it outside a container; unset: `REDIS_PORT` of localhost or `REDIS_URL`",
-    )
-    REDIS_PORT: int | None = Field(
-        None, ge=1, le=65535, description="port on 127.0.0.1 that `compose/dev.yml` publishes"
-    )
-    REDIS_DB: NonNegativeInt = Field(0, description="database number")
-    REDIS_USERNAME: str | None = Field(None, description="ACL user; unset is Redis's `default` user")
-    REDIS_PASSWORD: SecretStr | None = Field(
-        None, description="a file, `secrets/<ENV>/redis_password`, made by the first `make up`; not for env files"
-    )
-    REDIS_MAX_CONNECTIONS: PositiveInt = Field(100, description="connections in a process's pool")
-    REDIS_CONNECTION_TIMEOUT: PositiveInt = Field(5, description="seconds to wait for a connection")
-    REDIS_SOCKET_TIMEOUT: PositiveInt = Field(10, description="seconds to wait for a reply")
-    REDIS_SOCKET_KEEPALIVE: bool = Field(True, description="TCP keepalive on each connection")
-    REDIS_SOCKET_KEEPALIVE_OPTIONS: dict[str, PositiveInt] = Field(
-        {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3},
-        description="JSON: seconds idle before a probe, seconds between probes, probes before the end",
-    )
-    REDIS_SSL: bool = Field(False, description="TLS, as `rediss://` in the URL also asks for")
-    REDIS_SSL_CERT_REQS: Literal["required", "optional", "none"] = Field(
-        "required", description="how the server's certificate is checked"
-    )
-    REDIS_SSL_CHECK_HOSTNAME: bool = Field(True, description="the certificate must carry the host's name")
-    REDIS_SSL_CA_CERTS: Path | None = Field(
-        None, description="file with the CA that signed the server's; unset: `redis_ca.crt`"
-    )
-    REDIS_SSL_CERTFILE: Path | None = Field(
-        None, description="file with the client's certificate; unset: `redis_client.crt`"
-    )
-    REDIS_SSL_KEYFILE: Path | None = Field(None, description="file with the client's key; unset: `redis_client.key`")
-
-    WORKER_QUEUES: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("system", "load_test"), min_length=1, description="queues that the `worker` service serves, by comma"
-    )
-    WORKER_PROCESSES: PositiveInt = Field(1, description="processes for each queue in each replica")
-    WORKER_SERIALIZER: Format = Field(
-        "msgpack",
-        description="how jobs and results are written: `msgpack`, `json`, or `pickle`, arq's own, which lets whoever "
-        "can write to Redis run code in every worker; what comes in another one is refused",
-    )
-    WORKER_SIGNING_KEY: SecretStr | None = Field(
-        None,
-        description="a file, `secrets/<ENV>/worker_signing_key`, empty for none: one key a line; the first signs jobs "
-        "and results, each is good for what comes in; not for env files",
-    )
-    WORKER_MAX_PAYLOAD_BYTES: int = Field(
-        1_048_576,
-        ge=4096,
-        description="most bytes of a job's payload; its result, payload included, may have twice as many",
-    )
-    WORKER_KEEP_RESULT_SECONDS: NonNegativeInt = Field(3600, description="seconds a result is kept")
-    WORKER_MAX_TRIES: PositiveInt = Field(3, description="tries before a failing job is given up")
-    WORKER_RETRY_BACKOFF_SECONDS: PositiveInt = Field(
-        1,
-        description="longest wait before the second try, in seconds; doubled for each later one. The wait itself is "
-        "random, from 0 to that",
-    )
-    WORKER_RETRY_BACKOFF_MAX_SECONDS: PositiveInt = Field(300, description="most seconds that wait is ever")
-    WORKER_JOB_COMPLETION_WAIT: NonNegativeInt = Field(
-        30, description="drain: seconds that running jobs have to finish after SIGTERM"
-    )
-    WORKER_STOP_GRACE_SECONDS: PositiveInt = Field(
-        45,
-        description=f"seconds from SIGTERM until Docker kills; at least {STOP_MARGIN_S} more than the drain, in which "
-        "jobs go back and `shutdown` runs",
-    )
-    WORKER_LEASE_SECONDS: PositiveInt = Field(
-        12, ge=3, description="seconds until other workers claim the jobs of one that died"
-    )
-    WORKER_BLOCKED_LOG_SECONDS: PositiveInt = Field(
-        2, description="seconds until an event loop that does not turn has its stack logged"
-    )
-    WORKER_BLOCKED_EXIT_SECONDS: PositiveInt = Field(
-        120, description="seconds until one ends its process, to be started anew"
-    )
-    WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a replica")
     WORKER_CHECK_URL_PRIVATE: bool = Field(
         False, description="the task `check_url` may ask hosts that are not public, which producers may not reach"
     )
     WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder that tasks read and write files in")
-
-    @field_validator("WORKER_QUEUES", mode="before")
-    @classmethod
-    def _split_by_comma(cls, value: Any) -> Any:
-        return tuple(q.strip() for q in value.split(",") if q.strip()) if isinstance(value, str) else value
-
-    @field_validator("REDIS_SOCKET_KEEPALIVE_OPTIONS")
-    @classmethod
-    def _known_by_name(cls, value: dict[str, int]) -> dict[str, int]:
-        # Numbers would be read as other options: on Linux 1, 2 and 3 are NODELAY, MAXSEG and CORK.
-        if unknown := [name for name in value if name not in _KEEPALIVE_OPTIONS]:
-            raise ValueError(f"unknown option {', '.join(unknown)}: the names are {', '.join(_KEEPALIVE_OPTIONS)}")
-        return value
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        problems = []
-        least = self.WORKER_JOB_COMPLETION_WAIT + STOP_MARGIN_S
-        if least > self.WORKER_STOP_GRACE_SECONDS:
-            problems.append(
-                f"WORKER_JOB_COMPLETION_WAIT={self.WORKER_JOB_COMPLETION_WAIT} must be less than "
-                f"WORKER_STOP_GRACE_SECONDS={self.WORKER_STOP_GRACE_SECONDS} by {STOP_MARGIN_S} s, or Docker kills a "
-                f"worker that has yet to give jobs back and shut down: set WORKER_STOP_GRACE_SECONDS={least} or more"
-            )
-        if self.WORKER_RETRY_BACKOFF_SECONDS > self.WORKER_RETRY_BACKOFF_MAX_SECONDS:
-            problems.append(
-                f"WORKER_RETRY_BACKOFF_SECONDS={self.WORKER_RETRY_BACKOFF_SECONDS} must not be more than "
-                f"WORKER_RETRY_BACKOFF_MAX_SECONDS={self.WORKER_RETRY_BACKOFF_MAX_SECONDS}"
-            )
-        if self.WORKER_BLOCKED_LOG_SECONDS >= self.WORKER_BLOCKED_EXIT_SECONDS:
-            problems.append(
-                f"WORKER_BLOCKED_LOG_SECONDS={self.WORKER_BLOCKED_LOG_SECONDS} must be less than "
-                f"WORKER_BLOCKED_EXIT_SECONDS={self.WORKER_BLOCKED_EXIT_SECONDS}, or no stack is logged before the end"
-            )
-        if any(len(key) < _KEY_CHARACTERS for key in self._signing_keys):
-            problems.append(f"WORKER_SIGNING_KEY: each key, one a line, needs {_KEY_CHARACTERS} characters or more")
-        for name in ("REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"):
-            if (file := getattr(self, name)) and not file.is_file():
-                problems.append(f"{name}={file}: there is no such file")
-        try:
-            _ = self.redis_settings
-        except ValueError as error:
-            problems.append(str(error))
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    @property
-    def redis_settings(self) -> RedisSettings:
-        """Where Redis is and how to log in, as arq knows it.
-
-        User and password in the URL win over ``REDIS_USERNAME`` and ``REDIS_PASSWORD``; the database is
-        ``REDIS_DB``, and a URL that names another one is an error. Not ``RedisSettings.from_dsn``: that leaves
-        a password percent-encoded, drops TLS options and fails on a trailing slash.
-        """
-        name, text = "REDIS_URL", self.REDIS_URL
-        if not IN_CONTAINER and self.REDIS_URL_LOCAL:
-            name, text = "REDIS_URL_LOCAL", self.REDIS_URL_LOCAL
-        elif not IN_CONTAINER and self.REDIS_PORT:
-            name, text = "REDIS_PORT", f"redis://localhost:{self.REDIS_PORT}"
-        url = urlsplit(text)
-        if url.scheme not in ("redis", "rediss", "unix") or url.query or url.fragment:
-            raise ValueError(f"{name} must be redis://, rediss:// or unix://, with no query; options have variables")
-        database = url.path.strip("/") if url.scheme != "unix" else ""
-        if database and database != str(self.REDIS_DB):
-            raise ValueError(f"{name} names database {database} but REDIS_DB={self.REDIS_DB}: keep one of the two")
-        try:
-            port = url.port or 6379
-        except ValueError:
-            raise ValueError(f"{name} has a port that is no number from 1 to 65535") from None
-        password = self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else None
-        return RedisSettings(
-            host=url.hostname or "localhost",
-            port=port,
-            unix_socket_path=url.path if url.scheme == "unix" else None,
-            database=self.REDIS_DB,
-            username=unquote(url.username) if url.username else self.REDIS_USERNAME,
-            password=unquote(url.password) if url.password else password,
-            ssl=self.REDIS_SSL or url.scheme == "rediss",
-            ssl_cert_reqs=self.REDIS_SSL_CERT_REQS,
-            ssl_check_hostname=self.REDIS_SSL_CHECK_HOSTNAME and self.REDIS_SSL_CERT_REQS != "none",
-            ssl_ca_certs=_file(self.REDIS_SSL_CA_CERTS, "redis_ca.crt"),
-            ssl_certfile=_file(self.REDIS_SSL_CERTFILE, "redis_client.crt"),
-            ssl_keyfile=_file(self.REDIS_SSL_KEYFILE, "redis_client.key"),
-            conn_timeout=self.REDIS_CONNECTION_TIMEOUT,
-            max_connections=self.REDIS_MAX_CONNECTIONS,
-        )
-
-    @property
-    def serializer(self) -> Serializer:
-        """How jobs and results are written and read, by producers, workers and the CLI alike."""
-        return Serializer(
-            self.WORKER_SERIALIZER, signing_keys=self._signing_keys, max_bytes=self.WORKER_MAX_PAYLOAD_BYTES
-        )
-
-    @property
-    def _signing_keys(self) -> list[str]:
-        return self.WORKER_SIGNING_KEY.get_secret_value().split() if self.WORKER_SIGNING_KEY else []
-
-    @property
-    def keepalive_options(self) -> dict[int, int]:
-        """``REDIS_SOCKET_KEEPALIVE_OPTIONS`` by this platform's numbers; names it does not have are left out."""
-        options = self.REDIS_SOCKET_KEEPALIVE_OPTIONS.items()
-        return {getattr(socket, name): value for name, value in options if hasattr(socket, name)}
-
-    def overrides(self, queue: str) -> QueueOverrides:
-        """Return what ``WORKER_<QUEUE>_…`` variables say about one queue, by its short name."""
-        return QueueOverrides(_env_prefix=f"WORKER_{queue.upper()}_")
 
 
 settings = Settings()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from app.components.worker.runtime import NewJob, Producer
+from aegis_worker import NewJob, Producer
 from benchmarks.peers.aegis_stock import AegisStock
 from benchmarks.peers.arq import QUEUE
 
 
 class Aegis(AegisStock):
     async def connect(self) -> None:
-        from app.core.redis import create_pool
+        from aegis_worker.project import current
+        from aegis_worker.redis.pool import create_pool
 
-        self.redis = create_pool(queue_name=QUEUE)
+        self.redis = create_pool(current().config, queue_name=QUEUE)
         self.producer = Producer(self.redis)
 
     async def enqueue(self, task: str, *args: float) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from app.components.worker.runtime.keys import short_name
+from aegis_worker.queue.keys import short_name
 from benchmarks.peers.arq import FUNCTIONS, QUEUE, Arq
 
 
 class AegisStock(Arq):
     def __init__(self, port: int, slots: int) -> None:
         super().__init__(port, slots)
-        # The app reads its settings when it is imported.
+        # The project's settings are read when they are first asked for.
         os.environ |= {
             "ENV": "bench",
             "LOG_LEVEL": "WARNING",
@@ -21,11 +21,10 @@ class AegisStock(Arq):
         }
 
     async def _work(self) -> None:
-        from app.components.worker.custom import CustomWorker
-        from app.components.worker.queues import configured
+        from aegis_worker.project import current
 
         settings = type("WorkerSettings", (), {"functions": FUNCTIONS, "max_jobs": self.slots})
-        await CustomWorker.for_queue(configured(short_name(QUEUE))(settings)).async_run()
+        await current().make_worker(short_name(QUEUE), settings).async_run()
 
 
 PEER = AegisStock

@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 from arq.jobs import JobResult, deserialize_result
 from redis.asyncio import Redis
 
-from app.components.worker.runtime import dead, keys
+from aegis_worker.queue import admin, keys
 from tests.faults.fleet import Disturbance
 from tests.faults.load import QUEUE, Job
 
@@ -71,7 +71,9 @@ async def take(
     """
     account = Account()
     results, runs = await _results(redis, list(jobs)), await _runs(ledger, list(jobs))
-    letters = {letter["id"]: letter for letter in await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))}
+    letters = {
+        letter["id"]: letter for letter in await admin.dead_letters(redis, QUEUE, await admin.dead_ids(redis, QUEUE))
+    }
     account.letters = len(letters)
     by_pid: dict[int, list[Disturbance]] = defaultdict(list)
     for disturbance in disturbances:

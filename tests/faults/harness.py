@@ -18,7 +18,7 @@ from typing import Any
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
-from app.components.worker.runtime import health, keys
+from aegis_worker.queue import keys, replicas
 from tests.faults import account, load
 from tests.faults.fleet import Fleet
 from tests.faults.load import QUEUE, SECONDS, Job
@@ -85,7 +85,7 @@ class Arena:
         wrong = await self._drain(drained_within_s + load.JOBS / 500)
         drained_s = monotonic() - begun
         wrong += await self.fleet.finish()
-        listed = {replica["replica"] for replica in await health.read(self.redis, QUEUE)}
+        listed = {replica["replica"] for replica in await replicas.read(self.redis, QUEUE)}
         if stayed := listed & self.fleet.stopped():
             wrong.append(f"stopped in good order, and still in the registry: {stayed}")
         stock = {member.pid for member in self.fleet.members if member.stock}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from arq.jobs import serialize_job
 
-from app.components.worker.runtime import keys
-from app.components.worker.runtime.keeper import BLOCKED_EXIT_CODE
+from aegis_worker.queue import keys
+from aegis_worker.worker.keeper import BLOCKED_EXIT_CODE
 from tests.faults.fleet import LEASE_S, SLOTS
 from tests.faults.harness import Arena
 from tests.faults.load import KILLER_TRIES, QUEUE, Job

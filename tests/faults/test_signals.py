@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.config import STOP_MARGIN_S
+from aegis_worker.settings import STOP_MARGIN_S
 from tests.conftest import eventually
 from tests.faults.fleet import LEASE_S, SLOTS, Member
 from tests.faults.harness import Arena

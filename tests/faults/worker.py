@@ -29,8 +29,9 @@ import uvloop  # noqa: E402
 from arq.worker import Retry, func  # noqa: E402
 from redis.asyncio import Redis  # noqa: E402
 
-from app.components.worker.runtime import Worker  # noqa: E402
-from app.core.redis import create_pool  # noqa: E402
+from aegis_worker import Worker  # noqa: E402
+from aegis_worker.project import current  # noqa: E402
+from aegis_worker.redis.pool import create_pool  # noqa: E402
 from tests.faults.load import HOPELESS_TRIES, KILLER_TRIES, QUEUE  # noqa: E402
 
 Context = dict[Any, Any]
@@ -128,7 +129,7 @@ async def hook(ctx: Context) -> None:
 def make() -> arq.worker.Worker:
     given: dict[str, Any] = {
         "queue_name": QUEUE,
-        "redis_pool": create_pool(queue_name=QUEUE),
+        "redis_pool": create_pool(current().config, queue_name=QUEUE),
         "on_startup": on_startup,
         "on_shutdown": on_shutdown,
         "max_jobs": OPTIONS["slots"],

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["app.core.serializer"]):
-    from app.core import serializer as module
-from app.core.serializer import Serializer
+with atheris.instrument_imports(include=["aegis_worker.payload"]):
+    from aegis_worker import payload as module
+from aegis_worker.payload import Serializer
 from tests.conftest import ROOT
 from tests.unit.test_serializer_refusals import BOMBS
 

@@ -17,7 +17,8 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
-from app.components.worker.runtime import Worker, dead, keys
+from aegis_worker import Worker
+from aegis_worker.queue import admin, keys
 from tests.conftest import ROOT, eventually
 
 QUEUE = "arq:queue:test"
@@ -101,7 +102,7 @@ async def letter(redis: ArqRedis, job_id: str) -> dict[str, Any]:
         return await redis.zscore(keys.dead(QUEUE), job_id) is not None
 
     await eventually(died)
-    (found,) = await dead.read(redis, QUEUE, [job_id])
+    (found,) = await admin.dead_letters(redis, QUEUE, [job_id])
     return found
 
 
@@ -136,7 +137,7 @@ class Cli:
 
     def start(self, *arguments: str, **variables: str) -> Any:
         return asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", *arguments),
+            *(sys.executable, "-m", "aegis_worker", *arguments),
             cwd=ROOT,
             env=self.environment | variables,
             stdin=subprocess.DEVNULL,

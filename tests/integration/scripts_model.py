@@ -13,8 +13,9 @@ from typing import Any
 from arq.connections import RedisSettings, create_pool
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
-from app.components.worker.runtime import RateLimit, keys
-from app.components.worker.runtime.scripts import Claim, Scripts, Settlement
+from aegis_worker import RateLimit
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Claim, Scripts, Settlement
 from tests.integration.conftest import QUEUE
 
 LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself

@@ -8,9 +8,9 @@ from time import time
 import pytest
 from arq.connections import ArqRedis
 
-from app.components.worker.runtime import keys
-from app.components.worker.runtime.execution import Cause
-from app.components.worker.runtime.scripts import Claim
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Claim
+from aegis_worker.worker.execution import Cause
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 

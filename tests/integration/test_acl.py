@@ -15,9 +15,9 @@ from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
 
-from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many
+from aegis_worker import NewJob, Producer, Worker, enqueue_many
+from aegis_worker.redis.pool import explain
 from app.core.config import Settings
-from app.core.redis import explain
 from ops import local, secrets
 from ops.credentials import ACL_TEMPLATE
 from tests.conftest import eventually, free_port

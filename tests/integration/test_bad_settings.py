@@ -29,7 +29,7 @@ def refused(checkout: Path) -> Run:
 
     def run(**variables: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "app", "worker", "--queue", "system"],
+            [sys.executable, "-m", "aegis_worker", "worker", "--queue", "system"],
             cwd=checkout,
             env={"PATH": os.environ["PATH"], "ENV": "test", **variables},
             capture_output=True,

@@ -9,7 +9,7 @@ import pytest
 from arq import cron
 from arq.connections import ArqRedis, RedisSettings
 
-from app.components.worker.runtime import RateLimit, Worker
+from aegis_worker import RateLimit, Worker
 from tests.integration.conftest import QUEUE, counted, echo, enqueue
 
 

@@ -14,8 +14,9 @@ from arq.jobs import JobStatus
 from arq.utils import timestamp_ms
 from redis.exceptions import ConnectionError
 
-from app.components.worker.runtime import Backoff, NewJob, enqueue_many, keys
-from app.components.worker.runtime.scripts import Claims, Lease, Reply, Scripts, Settlement
+from aegis_worker import Backoff, NewJob, enqueue_many
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Claims, Lease, Reply, Scripts, Settlement
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 

@@ -19,8 +19,8 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus
 
-from app.components.worker.runtime import dead, keys
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
+from aegis_worker.queue import admin, keys
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import Cli, ended
 
@@ -43,7 +43,7 @@ def worker(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     log = tmp_path_factory.mktemp("worker") / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "worker", "--queue", "load_test", "--queue", "system"],
+            [sys.executable, "-m", "aegis_worker", "worker", "--queue", "load_test", "--queue", "system"],
             cwd=ROOT,
             env=cli.environment,
             stdout=file,
@@ -318,7 +318,7 @@ async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> 
 
 @pytest.mark.usefixtures("served")
 async def test_dead_letters_are_looked_at_retried_and_discarded(cli: Cli, producer: ArqRedis) -> None:
-    await dead.discard(producer, LOAD_TEST, await dead.ids(producer, LOAD_TEST))
+    await admin.discard(producer, LOAD_TEST, await admin.dead_ids(producer, LOAD_TEST))
     again = await enqueue(producer, "failure_task", 0, "again", _job_try=3)
     always = await enqueue(producer, "failure_task", 0, "always")
 

@@ -11,8 +11,8 @@ from arq import cron
 from arq.connections import ArqRedis, RedisSettings
 from arq.cron import CronJob
 
-from app.components.worker.runtime import Worker
-from app.components.worker.runtime.cron import Cron
+from aegis_worker import Worker
+from aegis_worker.worker.cron import Cron
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker
 

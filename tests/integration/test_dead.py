@@ -10,7 +10,8 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import Job
 
-from app.components.worker.runtime import Backoff, dead, keys
+from aegis_worker import Backoff
+from aegis_worker.queue import admin, keys
 from tests.conftest import eventually
 from tests.integration.conftest import Cli, MakeWorker
 
@@ -54,9 +55,9 @@ async def test_several_are_retried_and_the_others_stay(redis: ArqRedis, serve: M
     assert (done.code, done.out, done.err) == (0, "2 jobs are enqueued again\n", "")
     assert await redis.zrange(LOAD_TEST, 0, -1) == [b"a", b"b"]
     assert await redis.exists(*(keys.RETRY + job_id for job_id in "ab")) == 0
-    assert await dead.ids(redis, LOAD_TEST) == ["c"]
+    assert await admin.dead_ids(redis, LOAD_TEST) == ["c"]
     (await cli("dead retry c nobody")).refuses("no dead letter nobody in load_test, media, system", code=1)
-    assert await dead.ids(redis, LOAD_TEST) == ["c"], "of ids of which one is wrong, none is taken"
+    assert await admin.dead_ids(redis, LOAD_TEST) == ["c"], "of ids of which one is wrong, none is taken"
     assert (await cli("dead retry --all --json")).data == {"retried": ["c"], "left": []}
 
 
@@ -65,7 +66,7 @@ async def test_several_are_discarded(redis: ArqRedis, serve: MakeWorker, cli: Cl
         await enqueue(redis, job_id)
     await let_die(redis, serve, 3)
     assert (await cli("dead discard a b")).code == 0
-    assert await dead.ids(redis, LOAD_TEST) == ["c"]
+    assert await admin.dead_ids(redis, LOAD_TEST) == ["c"]
 
 
 async def test_none_is_retried_beside_a_job_of_its_id_that_runs(redis: ArqRedis, serve: MakeWorker) -> None:
@@ -73,8 +74,8 @@ async def test_none_is_retried_beside_a_job_of_its_id_that_runs(redis: ArqRedis,
     await enqueue(redis, "a")
     await let_die(redis, serve, 1)
     await redis.set(keys.IN_PROGRESS + "a", "somebody's token", px=60_000)
-    assert await dead.revive(redis, LOAD_TEST, ["a"]) == []
-    assert await dead.ids(redis, LOAD_TEST) == ["a"]
+    assert await admin.revive(redis, LOAD_TEST, ["a"]) == []
+    assert await admin.dead_ids(redis, LOAD_TEST) == ["a"]
 
 
 @pytest.mark.parametrize("ids", ["early late", "--all"])
@@ -86,10 +87,10 @@ async def test_what_expired_is_retried_where_a_worker_had_its_payload(
     await redis.delete(keys.JOB + early.job_id)
     await enqueue(redis, "late", _expires=0.3)
     await let_die(redis, serve, 2)
-    letters = await dead.read(redis, LOAD_TEST, ["early", "late"])
+    letters = await admin.dead_letters(redis, LOAD_TEST, ["early", "late"])
     assert [letter["reason"] for letter in letters] == ["expired", "expired"]
     done = await cli(f"dead retry {ids} --json")
     assert (done.code, done.data) == (1, {"retried": ["late"], "left": ["early"]})
     assert done.err == "1 not enqueued, as the payload had expired or the id is in use again: early\n"
-    assert await dead.ids(redis, LOAD_TEST) == ["early"]
+    assert await admin.dead_ids(redis, LOAD_TEST) == ["early"]
     assert await redis.exists(keys.JOB + "late")

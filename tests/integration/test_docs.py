@@ -58,7 +58,7 @@ async def test_the_examples_run(
 
     async def app(*arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", *arguments),
+            *(sys.executable, "-m", "aegis_worker", *arguments),
             cwd=tmp_path,
             env=environment,
             stdout=asyncio.subprocess.PIPE,

@@ -14,9 +14,10 @@ from arq.connections import ArqRedis
 from arq.jobs import Job, SerializationError
 from arq.worker import JobExecutionFailed, RetryJob
 
-from app.components.worker.runtime import Backoff, dead, health, keys
-from app.components.worker.runtime.peers import Peers
-from app.core.serializer import Serializer
+from aegis_worker import Backoff
+from aegis_worker.payload import Serializer
+from aegis_worker.queue import admin, keys, replicas
+from aegis_worker.worker.peers import Peers
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
 
@@ -82,7 +83,7 @@ async def test_a_health_record_that_cannot_be_read_says_nothing(
     await redis.set(keys.health(QUEUE, "odd"), record)
     job = await enqueue(redis, "nobody_knows")
     assert (await letter(redis, job.job_id))["reason"] == "unknown function"
-    assert [replica["replica"] for replica in await health.read(redis, QUEUE)] == ["odd", worker.replica]
+    assert [replica["replica"] for replica in await replicas.read(redis, QUEUE)] == ["odd", worker.replica]
 
 
 async def test_an_error_of_our_own_ends_the_job(
@@ -116,7 +117,7 @@ async def test_a_letter_has_the_payload_that_expired_while_the_job_ran(redis: Ar
     await serve(functions=[fails_late])
     job, payload = await expiring(redis, "fails_late", 0.4)
     assert (await letter(redis, job.job_id))["payload"] == payload
-    assert await dead.revive(redis, QUEUE, [job.job_id]) == [job.job_id]
+    assert await admin.revive(redis, QUEUE, [job.job_id]) == [job.job_id]
     with pytest.raises(ValueError, match="too late"):
         await result(job)
 
@@ -239,7 +240,7 @@ async def test_what_the_serializer_gives_is_no_result(redis: ArqRedis, serve: Ma
 async def test_a_result_larger_than_redis_takes_holds_up_no_other(
     redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.components.worker.runtime.runner.MOST_RESULT_BYTES", 1000)
+    monkeypatch.setattr("aegis_worker.worker.runner.MOST_RESULT_BYTES", 1000)
     await serve()
     job, other = [await enqueue(redis, "echo", "x" * size) for size in (2000, 10)]
     assert "bytes are more than 1000" in (await letter(redis, job.job_id))["error"]

@@ -14,8 +14,9 @@ from arq.jobs import Job
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ReadOnlyError
 
-from app.components.worker.runtime import Worker, keys
-from app.components.worker.runtime.connection import prepare
+from aegis_worker import Worker
+from aegis_worker.queue import keys
+from aegis_worker.redis.connection import prepare
 from tests.conftest import eventually
 from tests.faults.proxy import Proxy
 from tests.faults.server import Server

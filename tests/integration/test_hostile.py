@@ -19,8 +19,9 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.jobs import Job, JobStatus, serialize_job
 from msgspec import msgpack
 
-from app.components.worker.runtime import dead, keys
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
+from aegis_worker.queue import admin as letters
+from aegis_worker.queue import keys
 from tests.conftest import PASSWORD, ROOT, eventually
 from tests.unit.test_serializer_refusals import BOMBS, HEAD
 
@@ -77,7 +78,7 @@ def environment(redis_server: RedisSettings, tmp_path: Path) -> dict[str, str]:
 def worker(redis: ArqRedis, environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     log = tmp_path / "log"
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "app.components.worker.process", "system"]
+        command = [sys.executable, "-m", "aegis_worker.process.serve", "system"]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     yield process
     process.send_signal(signal.SIGTERM)
@@ -92,7 +93,7 @@ def worker(redis: ArqRedis, environment: dict[str, str], tmp_path: Path) -> Iter
 
 
 def my_app(environment: dict[str, str], *arguments: str | bytes) -> str:
-    command = [sys.executable, "-m", "app", *arguments]
+    command = [sys.executable, "-m", "aegis_worker", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert not CONTROLS & set(done.stdout.decode())
@@ -156,7 +157,8 @@ async def test_of_a_stream_of_hostile_jobs_the_good_ones_run_and_the_others_are_
         info = await Job(job_id, redis, SYSTEM, redis.job_deserializer).result_info()
         assert info is not None
         assert info.success, job_id
-    kept = {letter["id"]: letter for letter in await dead.read(admin, SYSTEM, await dead.ids(admin, SYSTEM))}
+    ids = await letters.dead_ids(admin, SYSTEM)
+    kept = {letter["id"]: letter for letter in await letters.dead_letters(admin, SYSTEM, ids)}
     assert {job_id: letter["payload"] for job_id, letter in kept.items()} == bad
     assert all(letter["error"] for letter in kept.values())
     left = [key async for key in admin.scan_iter("arq:*") if not key.startswith(b"arq:result:")]

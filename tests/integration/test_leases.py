@@ -21,8 +21,9 @@ from arq.jobs import Job, JobStatus, serialize_job
 from arq.worker import JobExecutionFailed, Retry
 from redis.exceptions import OutOfMemoryError
 
-from app.components.worker.runtime import Backoff, Worker, dead, health, keys, scripts
-from app.components.worker.runtime.scripts import Scripts
+from aegis_worker import Backoff, Worker
+from aegis_worker.queue import admin, keys, replicas, scripts
+from aegis_worker.queue.scripts import Scripts
 from redis import Redis
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, counted, echo, enqueue, fails, result, slow
@@ -67,7 +68,7 @@ async def test_a_loop_that_is_blocked_for_too_long_ends_its_process(
     await enqueue(redis, "blocks", 60)
     code = f"""
 from arq.connections import RedisSettings
-from app.components.worker.runtime import Worker
+from aegis_worker import Worker
 from tests.integration.conftest import QUEUE, blocks
 settings = RedisSettings(port={redis_server.port}, password={redis_server.password!r})
 Worker([blocks], queue_name=QUEUE, redis_settings=settings, blocked_log=0.5, blocked_exit=1).run()
@@ -208,7 +209,9 @@ async def test_every_end_without_a_success_leaves_a_letter(redis: ArqRedis, serv
     payloads = [await redis.get(keys.JOB + job.job_id) for job in jobs.values()]
     await redis.delete(keys.paused(QUEUE))
     await eventually(lambda: _counts(redis, keys.dead(QUEUE), len(jobs)))
-    letters = {letter["id"]: letter for letter in await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))}
+    letters = {
+        letter["id"]: letter for letter in await admin.dead_letters(redis, QUEUE, await admin.dead_ids(redis, QUEUE))
+    }
     for (reason, job), payload in zip(jobs.items(), payloads, strict=True):
         letter = letters.pop(job.job_id)
         function, tries, error, line = told[reason]
@@ -231,7 +234,7 @@ async def test_a_try_that_would_come_after_the_payload_has_expired_is_the_last(
     job = await enqueue(redis, "again", _expires=60)
     with pytest.raises(JobExecutionFailed, match="job expired"):
         await result(job)
-    (letter,) = await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))
+    (letter,) = await admin.dead_letters(redis, QUEUE, await admin.dead_ids(redis, QUEUE))
     assert (letter["reason"], letter["function"]) == ("expired", "again")
     assert letter["payload"]
 
@@ -245,12 +248,12 @@ async def test_a_dead_letter_runs_again_with_all_its_tries(redis: ArqRedis, serv
     job = await enqueue(redis, "flaky")
     await eventually(lambda: _counts(redis, keys.dead(QUEUE), 1))
     worker.functions["flaky"] = func(echo, name="flaky")
-    assert await dead.revive(redis, QUEUE, [job.job_id, "nobody"]) == [job.job_id]
+    assert await admin.revive(redis, QUEUE, [job.job_id, "nobody"]) == [job.job_id]
     assert await result(job) is None
     info = await job.result_info()
     assert info is not None
     assert (info.success, info.job_try) == (True, 1)
-    assert await dead.ids(redis, QUEUE) == []
+    assert await admin.dead_ids(redis, QUEUE) == []
 
 
 async def test_a_letter_whose_id_is_in_use_again_stays(redis: ArqRedis, serve: MakeWorker) -> None:
@@ -260,9 +263,9 @@ async def test_a_letter_whose_id_is_in_use_again_stays(redis: ArqRedis, serve: M
     await redis.delete(keys.RESULT + job.job_id)
     worker.allow_pick_jobs = False
     await enqueue(redis, "echo", _job_id=job.job_id)
-    assert await dead.revive(redis, QUEUE, [job.job_id]) == []
-    assert await dead.discard(redis, QUEUE, [job.job_id]) == 1
-    assert await dead.ids(redis, QUEUE) == []
+    assert await admin.revive(redis, QUEUE, [job.job_id]) == []
+    assert await admin.discard(redis, QUEUE, [job.job_id]) == 1
+    assert await admin.dead_ids(redis, QUEUE) == []
 
 
 @pytest.mark.parametrize("bound", [{"MOST_DEAD": 2}, {"MOST_DEAD_BYTES": 9000}], ids=["letters", "bytes"])
@@ -275,12 +278,12 @@ async def test_of_dead_letters_the_latest_stay(
     for job_id in ("first", "second", "third", "fourth"):
         with pytest.raises(ValueError, match="xxx"):
             await result(await enqueue(redis, "tells", "x" * 1000, _job_id=job_id))
-    assert await dead.ids(redis, QUEUE) == ["fourth", "third"]
+    assert await admin.dead_ids(redis, QUEUE) == ["fourth", "third"]
     assert await redis.hlen(keys.letters(QUEUE)) == 2 * 2 + 1
     monkeypatch.setattr(scripts, "MOST_DEAD_BYTES", 1000)
     with pytest.raises(ValueError, match="xxx"):
         await result(await enqueue(redis, "tells", "x" * 1000, _job_id="fifth"))
-    assert await dead.ids(redis, QUEUE) == ["fifth"], "the latest stays, whatever it has"
+    assert await admin.dead_ids(redis, QUEUE) == ["fifth"], "the latest stays, whatever it has"
 
 
 async def tells(ctx: dict[Any, Any], what: str) -> None:
@@ -309,8 +312,8 @@ async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis
 
 async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a job runs for longer than it would be waited for if its worker were gone."""
-    monkeypatch.setattr("app.components.worker.runtime.runner.NO_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("app.components.worker.runtime.claimer.CLEANUP_MARGIN_S", -10)  # arq adds as much
+    monkeypatch.setattr("aegis_worker.worker.runner.NO_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("aegis_worker.worker.claimer.CLEANUP_MARGIN_S", -10)  # arq adds as much
     for _ in range(2):
         await serve(job_timeout=None, lease=0.6, functions=[counted, func(slow, timeout=0.1)])
     job = await enqueue(redis, "counted", 2)
@@ -371,7 +374,7 @@ async def test_a_worker_that_starts_while_redis_is_full_drains_it(
         await eventually(lambda: len(beats) > 1)
         await redis.delete(keys.paused(QUEUE))
         await eventually(lambda: _counts(redis, QUEUE, 0))
-        assert [replica["state"] for replica in await health.read(redis, QUEUE)] == ["running"]
+        assert [replica["state"] for replica in await replicas.read(redis, QUEUE)] == ["running"]
         assert caplog.text.count("cron jobs wait for Redis (") == 1
         assert worker.jobs_complete == 50
     # Not before: it takes a transaction, of which a full Redis 7 refuses even what reads.

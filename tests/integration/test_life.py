@@ -12,16 +12,17 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.cron import CronJob
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.components.worker.runtime import Worker, health
-from app.components.worker.runtime.connection import prepare
-from app.components.worker.runtime.scripts import RECONNECT
+from aegis_worker import Worker
+from aegis_worker.queue import replicas
+from aegis_worker.queue.scripts import RECONNECT
+from aegis_worker.redis.connection import prepare
 from tests.conftest import eventually, free_port
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result
 
 
 async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("aegis_worker.redis.connection.SOCKET_TIMEOUT_S", 0.1)
     async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         settings = RedisSettings(port=port, conn_retries=0, conn_timeout=0.1, conn_retry_delay=0)  # type: ignore[arg-type]
@@ -33,7 +34,7 @@ async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.Monkey
 
 
 async def test_a_pool_waits_for_no_answer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("aegis_worker.redis.connection.SOCKET_TIMEOUT_S", 0.1)
     async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as silent:
         pool = ArqRedis(port=silent.sockets[0].getsockname()[1], retry_on_timeout=False)
         await prepare(pool.connection_pool)
@@ -47,7 +48,7 @@ async def test_a_health_record_for_each_look(redis: ArqRedis, serve: MakeWorker)
     """Redis takes no time to live of nothing."""
     await serve(health_check_interval=0)
     assert await result(await enqueue(redis, "echo", 1)) == 1
-    (replica,) = await health.read(redis, QUEUE)
+    (replica,) = await replicas.read(redis, QUEUE)
     assert replica["alive"]
 
 
@@ -93,7 +94,7 @@ async def test_a_pulse_that_ends_ends_the_worker(redis: ArqRedis, redis_server: 
         async with asyncio.timeout(8):
             await worker.async_run()
     await worker.close()
-    assert await health.read(redis, QUEUE) == []
+    assert await replicas.read(redis, QUEUE) == []
 
 
 # -- the stop ----------------------------------------------------------------------------------------------------
@@ -111,10 +112,10 @@ async def test_leaves_the_registry_though_its_connections_are_cut(redis: ArqRedi
     settings = replace(redis_server, host="127.0.0.1", port=proxy.port)
     worker = Unlucky([echo], queue_name=QUEUE, redis_settings=settings, handle_signals=False, burst=True)
     await worker.async_run()
-    assert [replica["replica"] for replica in await health.read(redis, QUEUE)] == [worker.replica]
+    assert [replica["replica"] for replica in await replicas.read(redis, QUEUE)] == [worker.replica]
     await worker.close()
     assert proxy.cuts == {"request": 0, "reply": 0}
-    assert await health.read(redis, QUEUE) == []
+    assert await replicas.read(redis, QUEUE) == []
     await proxy.stop()
 
 

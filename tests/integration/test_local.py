@@ -46,7 +46,7 @@ class Local:
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [".venv/bin/python", "-m", "app", *arguments], cwd=self.folder, capture_output=True, text=True
+            [".venv/bin/python", "-m", "aegis_worker", *arguments], cwd=self.folder, capture_output=True, text=True
         )
 
     def answers(self, text: str) -> bool:

@@ -12,8 +12,9 @@ from arq.connections import ArqRedis
 from arq.jobs import DeserializationError, Job, SerializationError, serialize_job
 from arq.worker import func
 
-from app.components.worker.runtime import NewJob, enqueue_many, keys
-from app.core.serializer import PayloadError, Serializer
+from aegis_worker import NewJob, enqueue_many
+from aegis_worker.payload import PayloadError, Serializer
+from aegis_worker.queue import keys
 
 from .conftest import QUEUE, MakeWorker, echo, enqueue, letter, result
 

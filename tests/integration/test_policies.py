@@ -10,8 +10,9 @@ import pytest
 from arq import Retry, func
 from arq.connections import ArqRedis
 
-from app.components.worker.runtime import Backoff, NewJob, RateLimit, enqueue_many, keys
-from app.components.worker.runtime.scripts import Scripts
+from aegis_worker import Backoff, NewJob, RateLimit, enqueue_many
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Scripts
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result
 

@@ -17,14 +17,14 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import Redis
 
-from app.components.worker.process import STUCK_EXIT_CODE
-from app.components.worker.runtime import health, keys
-from app.core.config import STOP_MARGIN_S
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
+from aegis_worker.process.serve import STUCK_EXIT_CODE
+from aegis_worker.queue import keys, replicas
+from aegis_worker.settings import STOP_MARGIN_S
 from tests.conftest import ROOT, eventually, free_port
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
-HEALTHCHECK = ROOT / "app" / "components" / "worker" / "healthcheck.sh"
+HEALTHCHECK = ROOT / "library" / "aegis_worker" / "process" / "healthcheck.sh"
 
 
 class Service:
@@ -44,7 +44,7 @@ class Service:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
                 continue  # it has ended meanwhile
-            if parent == self.process.pid and "app.components.worker.process" in command:
+            if parent == self.process.pid and "aegis_worker.process.serve" in command:
                 found["-".join(command[-3:-1])] = int(folder.name)
         return found
 
@@ -102,7 +102,7 @@ async def start(redis_server: RedisSettings, redis: ArqRedis, tmp_path: Path) ->
         }
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "app", "worker", *options),
+                *(sys.executable, "-m", "aegis_worker", "worker", *options),
                 cwd=ROOT,
                 env=environment | variables,
                 stdout=file,
@@ -137,11 +137,11 @@ async def test_each_queue_has_its_processes_and_one_signal_stops_all(start: Make
     service = await start(WORKER_PROCESSES="2")
     await eventually(service.healthy)
     assert sorted(service.children()) == ["load_test-1", "load_test-2", "system-1", "system-2"]
-    first, second = [replica["replica"] for replica in await health.read(redis, SYSTEM)]
+    first, second = [replica["replica"] for replica in await replicas.read(redis, SYSTEM)]
     assert second == f"{first}-2"
     service.process.terminate()
     assert await service.ends() == 0
-    assert await health.read(redis, SYSTEM) == []
+    assert await replicas.read(redis, SYSTEM) == []
 
 
 async def test_sigterm_lets_running_jobs_finish(start: MakeService, redis: ArqRedis) -> None:
@@ -188,16 +188,17 @@ async def test_a_job_that_passes_over_its_cancellation_holds_up_no_stop(
 import asyncio, contextlib, sys, time
 from asyncio import to_thread
 from arq.worker import func
-from app.components.worker import custom, process, queues
+from aegis_worker.process import serve
+from aegis_worker.project import current
 async def stubborn(ctx):
     await ctx["redis"].set("app:begun", 1)
     while True:
         {does_not_end}
 async def shutdown(self):
     print("shut down")
-custom.CustomWorker.shutdown = shutdown
-queues.load("load_test").functions = [func(stubborn, name="stubborn")]
-sys.exit(process.main("load_test"))
+current().worker_class.shutdown = shutdown
+current().load("load_test").functions = [func(stubborn, name="stubborn")]
+sys.exit(serve.main("load_test"))
 """
     environment = {
         "PATH": os.environ["PATH"],
@@ -237,7 +238,7 @@ async def test_children_do_not_outlive_a_killed_parent(start: MakeService, redis
     service.process.kill()
     await service.process.wait()
     await eventually(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids))
-    assert await health.read(redis, SYSTEM) == []
+    assert await replicas.read(redis, SYSTEM) == []
 
 
 async def test_the_jobs_of_a_killed_worker_start_elsewhere(start: MakeService, redis: ArqRedis) -> None:

@@ -10,7 +10,8 @@ import pytest
 from arq.connections import ArqRedis
 from redis.exceptions import ConnectionError, OutOfMemoryError
 
-from app.components.worker.runtime import NewJob, Producer, enqueue_many, keys
+from aegis_worker import NewJob, Producer, enqueue_many
+from aegis_worker.queue import keys
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 

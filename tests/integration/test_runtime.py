@@ -18,9 +18,10 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job, JobStatus, ResultNotFound
 from arq.worker import JobExecutionFailed
 
-from app.components.worker.runtime import Backoff, Worker, health, keys
+from aegis_worker import Backoff, Worker
+from aegis_worker.queue import keys, replicas
+from aegis_worker.redis.pool import create_pool
 from app.core.config import Settings
-from app.core.redis import create_pool
 from tests.conftest import eventually, free_port
 from tests.integration.conftest import MakeWorker as MakeServed
 
@@ -377,17 +378,17 @@ async def test_each_replica_has_a_record_that_ends_with_it(redis: ArqRedis, make
     workers = [make_worker(replica=name) for name in ("a", "b")]
     tasks = [asyncio.create_task(worker.async_run()) for worker in workers]
     async with asyncio.timeout(5):
-        while len(await health.read(redis, QUEUE)) < 2:
+        while len(await replicas.read(redis, QUEUE)) < 2:
             await asyncio.sleep(0.02)
     workers[0].handle_sig(signal.SIGTERM)
     await tasks[0]
     await workers[0].close()
-    (left,) = await health.read(redis, QUEUE)
+    (left,) = await replicas.read(redis, QUEUE)
     assert (left["replica"], left["alive"], left["state"]) == ("b", True, "running")
 
     tasks[1].cancel()  # vanishes without a word
     async with asyncio.timeout(5):
-        while (await health.read(redis, QUEUE))[0]["alive"]:
+        while (await replicas.read(redis, QUEUE))[0]["alive"]:
             await asyncio.sleep(0.05)
     workers[1].handle_sig(signal.SIGTERM)
     await workers[1].close()
@@ -488,7 +489,7 @@ async def test_a_connection_that_leads_nowhere_is_given_up(
     redis: ArqRedis, serve: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that stands still, with stock arq's pool, which has no time-out of its own."""
-    monkeypatch.setattr("app.components.worker.runtime.connection.SOCKET_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("aegis_worker.redis.connection.SOCKET_TIMEOUT_S", 0.3)
     worker = await serve()
     await redis.client_pause(1500)
     worker._look_now()

@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from app.components.worker.runtime import NewJob, dead, enqueue_many, keys, scripts
-from app.components.worker.runtime.cron import Cron
-from app.components.worker.runtime.scripts import Claim, Lease, Reply, Settlement
+from aegis_worker import NewJob, enqueue_many
+from aegis_worker.queue import admin, keys, scripts
+from aegis_worker.queue.scripts import Claim, Lease, Reply, Settlement
+from aegis_worker.worker.cron import Cron
 from tests.integration.conftest import QUEUE
 from tests.integration.scripts_model import (
     BEYOND_MS,
@@ -171,7 +172,7 @@ class ScriptsMachine(Model):
     def revive(self, data: st.DataObject) -> None:
         job_ids = data.draw(st.lists(pick({"a", *self.dead}), min_size=1, unique=True))
         job_ids = [job_id for job_id in job_ids if self.may_be_enqueued(job_id)]
-        answer, now = self.timed(dead.revive(self.redis, QUEUE, job_ids))
+        answer, now = self.timed(admin.revive(self.redis, QUEUE, job_ids))
         revived = []
         for job_id in job_ids:
             _, payload, _ = self.dead.get(job_id, (0, b"", b""))
@@ -188,7 +189,7 @@ class ScriptsMachine(Model):
     def discard(self, data: st.DataObject) -> None:
         job_ids = data.draw(st.lists(pick({"a", *self.dead}), min_size=1, unique=True))
         there = [job_id for job_id in job_ids if self.dead.pop(job_id, None)]
-        assert self.run(dead.discard(self.redis, QUEUE, job_ids)) == len(there)
+        assert self.run(admin.discard(self.redis, QUEUE, job_ids)) == len(there)
 
     # -- our workers -----------------------------------------------------------------------------------------------
 

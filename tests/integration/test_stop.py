@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 
-from app.components.worker.runtime import NewJob, Worker, enqueue_many, keys
-from app.components.worker.runtime.scripts import Claims, Scripts
+from aegis_worker import NewJob, Worker, enqueue_many
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Claims, Scripts
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, counted, enqueue
 

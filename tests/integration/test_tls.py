@@ -18,8 +18,8 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from redis.exceptions import ConnectionError, TimeoutError
 
+from aegis_worker.redis.pool import create_pool, explain
 from app.core.config import Settings
-from app.core.redis import create_pool, explain
 from ops import certificates
 from ops.certificates import CA, CLIENT, SERVER
 from tests.conftest import PASSWORD

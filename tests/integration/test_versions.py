@@ -17,8 +17,9 @@ from arq.worker import JobExecutionFailed
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-from app.components.worker.runtime import NewJob, dead, enqueue_many, health, keys
-from app.components.worker.runtime.scripts import Claims, Scripts
+from aegis_worker import NewJob, enqueue_many
+from aegis_worker.queue import admin, keys, replicas
+from aegis_worker.queue.scripts import Claims, Scripts
 from tests.conftest import ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result, slow
 
@@ -75,7 +76,7 @@ async def all_done(redis: ArqRedis, jobs: list[Job]) -> bool:
 
 
 async def letters(redis: ArqRedis) -> list[dict[str, Any]]:
-    return await dead.read(redis, QUEUE, await dead.ids(redis, QUEUE))
+    return await admin.dead_letters(redis, QUEUE, await admin.dead_ids(redis, QUEUE))
 
 
 async def test_each_job_runs_once_where_it_is_known_from_the_first_new_replica_to_the_last_old_one(
@@ -106,7 +107,7 @@ async def test_each_job_runs_once_where_it_is_known_from_the_first_new_replica_t
     assert (letter["function"], letter["reason"], letter["tries"]) == ("old", "unknown function", 1)
     assert letter["payload"]
     await start("old3", OLD)
-    assert await dead.revive(redis, QUEUE, [job.job_id]) == [job.job_id]
+    assert await admin.revive(redis, QUEUE, [job.job_id]) == [job.job_id]
     assert await result(job) == "old3"
     await asyncio.gather(*map(stop, new))
 
@@ -114,7 +115,7 @@ async def test_each_job_runs_once_where_it_is_known_from_the_first_new_replica_t
 async def elsewhere(redis: ArqRedis, *functions: str) -> None:
     """Write the record of a replica that knows these functions, and claims nothing for a minute."""
     state = {"state": "running", "functions": functions}
-    await health.record(redis, QUEUE, "elsewhere", state, interval_s=20)
+    await replicas.record(redis, QUEUE, "elsewhere", state, interval_s=20)
 
 
 async def test_a_backlog_of_unknown_jobs_keeps_nobody_busy(
@@ -146,14 +147,14 @@ async def test_only_jobs_that_are_unknown_cost_a_look_at_the_registry(
     redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = 0
-    whole = health.known
+    whole = replicas.known
 
     async def known(redis: Redis, queue_name: str) -> frozenset[str]:
         nonlocal reads
         reads += 1
         return await whole(redis, queue_name)
 
-    monkeypatch.setattr(health, "known", known)
+    monkeypatch.setattr(replicas, "known", known)
     await serve()
     await asyncio.gather(*[result(await enqueue(redis, "echo", n)) for n in range(20)])
     assert reads == 0
@@ -181,11 +182,11 @@ async def test_a_replica_that_starts_has_its_record_before_it_claims_and_not_bef
     whole = Scripts.claim
 
     async def claim(self: Scripts, *asked: Any) -> Claims:
-        listed.append("learnt" in await health.known(redis, QUEUE))
+        listed.append("learnt" in await replicas.known(redis, QUEUE))
         return await whole(self, *asked)
 
     async def on_startup(ctx: dict[Any, Any]) -> None:
-        listed.append("learnt" in await health.known(redis, QUEUE))
+        listed.append("learnt" in await replicas.known(redis, QUEUE))
 
     monkeypatch.setattr(Scripts, "claim", claim)
     await serve(functions=[func(echo, name="learnt")], on_startup=on_startup)
@@ -204,14 +205,14 @@ async def test_a_replica_that_drains_is_not_relied_on(redis: ArqRedis, serve: Ma
 
 
 async def said(redis: ArqRedis, state: str) -> bool:
-    return any(replica.get("state") == state for replica in await health.read(redis, QUEUE))
+    return any(replica.get("state") == state for replica in await replicas.read(redis, QUEUE))
 
 
 async def test_while_the_registry_cannot_be_read_unknown_jobs_wait(
     redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[int] = []
-    whole = health.known
+    whole = replicas.known
 
     async def known(redis: Redis, queue_name: str) -> frozenset[str]:
         if len(refused) < 3:
@@ -219,7 +220,7 @@ async def test_while_the_registry_cannot_be_read_unknown_jobs_wait(
             raise ConnectionError("away")
         return await whole(redis, queue_name)
 
-    monkeypatch.setattr(health, "known", known)
+    monkeypatch.setattr(replicas, "known", known)
     await serve()
     await unknown(await enqueue(redis, "nobody"))
     assert len(refused) == 3

@@ -15,11 +15,12 @@ import pytest
 from arq.connections import ArqRedis, RedisSettings
 from arq.worker import JobExecutionFailed
 
-from app.components.worker.runtime import NewJob, Producer, Worker, enqueue_many, keys
-from app.components.worker.runtime.claimer import IDLE_LOOK_S
-from app.components.worker.runtime.scripts import Scripts
-from app.components.worker.runtime.wake import ENOUGH, Listener
-from app.components.worker.runtime.wire import Wire
+from aegis_worker import NewJob, Producer, Worker, enqueue_many
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import Scripts
+from aegis_worker.redis.wire import Wire
+from aegis_worker.worker.claimer import IDLE_LOOK_S
+from aegis_worker.worker.wake import ENOUGH, Listener
 from tests.conftest import PASSWORD, ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, now, result, slow
 
@@ -206,7 +207,7 @@ async def test_while_its_loop_is_blocked_one_that_listens_tells_others(redis: Ar
     """Its keeper does, which rings every tick; else the job would wait for a look."""
     code = f"""
 from arq.connections import RedisSettings
-from app.components.worker.runtime import Worker
+from aegis_worker import Worker
 from tests.integration.conftest import QUEUE, blocks
 settings = RedisSettings(port={redis.connection_pool.connection_kwargs["port"]}, password={PASSWORD!r})
 Worker([blocks], queue_name=QUEUE, redis_settings=settings).run()

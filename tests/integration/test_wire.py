@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError, InvalidResponse, ResponseError, TimeoutError
 
-from app.components.worker.runtime.wire import Wire
+from aegis_worker.redis.wire import Wire
 from tests.conftest import eventually
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -13,7 +13,7 @@ import uvloop
 from arq.connections import RedisSettings
 from arq.worker import func
 
-from app.components.worker.runtime import Worker
+from aegis_worker import Worker
 from tests.integration.conftest import QUEUE
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from arq.connections import RedisSettings, create_pool
 
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
 from redis import Redis
 from tests.stack.conftest import Stack
 

@@ -11,11 +11,12 @@ from urllib.parse import quote
 import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
 from tests.conftest import ROOT
 from tests.stack.conftest import MakeStack, Stack, inspect
 
 TASK = "app/components/worker/tasks/system.py"
+PYTHON = str(ROOT / ".venv" / "bin" / "python")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ async def test_another_application_enqueues_from_the_host(dev: Stack) -> None:
 
 
 def test_the_cli_on_the_host_finds_redis_and_the_password(dev: Stack) -> None:
-    done = dev.run(str(ROOT / ".venv" / "bin" / "python"), "-m", "app", "health", "probe", ENV="dev", PYTHONPATH=".")
+    done = dev.run(
+        str(ROOT / ".venv" / "bin" / "python"), "-m", "aegis_worker", "health", "probe", ENV="dev", PYTHONPATH="."
+    )
     assert done.returncode == 0
 
 
@@ -103,7 +106,7 @@ def test_up_again_changes_nothing(dev: Stack) -> None:
 def test_jobs_outlive_the_stack(dev: Stack) -> None:
     dev.compose("stop", "worker")
     done = dev.run(
-        str(ROOT / ".venv" / "bin" / "python"), "-m", "app", "job", "enqueue", "system_health_check", "--id", "kept",
+        PYTHON, "-m", "aegis_worker", "job", "enqueue", "system_health_check", "--id", "kept",
         ENV="dev", PYTHONPATH=".",
     )  # fmt: skip
     assert done.returncode == 0
@@ -129,7 +132,7 @@ def test_plain_compose_from_the_root_is_the_same_stack(dev: Stack) -> None:
 )
 def test_what_is_wrong_is_one_line(dev: Stack, url: str, said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "app", "health", "probe"],
+        [sys.executable, "-m", "aegis_worker", "health", "probe"],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "ENV": "none", "REDIS_URL": url.format(port=dev.port)},
         capture_output=True,

@@ -136,7 +136,7 @@ def test_the_bill_of_materials_has_hashes_of_the_lock_and_licences(sbom: dict[st
 def test_the_same_input_makes_the_same_layers(stack: Stack, make_stack: MakeStack) -> None:
     """From another folder, with other times and permissions, and nothing out of the cache."""
     other = make_stack("dev", APP_IMAGE=f"{IMAGE}-again")
-    for folder in ("app", "image", "requirements"):
+    for folder in ("app", "image", "library", "requirements"):
         for path in (other.folder / folder).rglob("*"):
             path.chmod(0o700 if os.access(path, os.X_OK) else 0o600)
             os.utime(path, (1_000_000_000, 1_000_000_000))

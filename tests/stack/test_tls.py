@@ -17,7 +17,7 @@ from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Job
 
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
 from tests.conftest import ROOT
 from tests.stack.conftest import MakeStack, Stack, inspect
 
@@ -105,10 +105,18 @@ def test_there_is_no_other(tls: Stack) -> None:
 
 def test_the_hosts_tools_find_the_certificates(tls: Stack) -> None:
     python = str(ROOT / ".venv" / "bin" / "python")
-    assert tls.run(python, "-m", "app", "health", "probe", ENV="dev", PYTHONPATH=".").returncode == 0
+    assert tls.run(python, "-m", "aegis_worker", "health", "probe", ENV="dev", PYTHONPATH=".").returncode == 0
     assert tls.redis("ping") == "PONG"
     done = tls.run(
-        python, "-m", "app", "health", "probe", check=False, ENV="dev", PYTHONPATH=".", REDIS_SSL_CA_CERTS=__file__
+        python,
+        "-m",
+        "aegis_worker",
+        "health",
+        "probe",
+        check=False,
+        ENV="dev",
+        PYTHONPATH=".",
+        REDIS_SSL_CA_CERTS=__file__,
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

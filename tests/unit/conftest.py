@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.core.serializer import Format, Serializer
+from aegis_worker.payload import Format, Serializer
 
 OURS: tuple[Format, ...] = ("msgpack", "json")
 

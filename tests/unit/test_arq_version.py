@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 IMPORT = """
 import importlib.metadata
 importlib.metadata.version = lambda name: {version!r}
-import app.components.worker.runtime
+import aegis_worker
 """
 
 

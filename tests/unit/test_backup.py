@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.components.worker.runtime import keys
+from aegis_worker.queue import keys
 from ops import archive, configuration, counts, journal
 from ops.configuration import ROOT, ConfigurationError
 from ops.stack import Stack

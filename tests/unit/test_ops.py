@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.config import STOP_MARGIN_S
+from aegis_worker.settings import STOP_MARGIN_S
 from ops import commands, configuration, envfile, journal, releases, secrets
 from ops.configuration import ROOT, ConfigurationError
 from ops.credentials import ACL_TEMPLATE

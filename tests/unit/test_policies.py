@@ -8,8 +8,8 @@ import pytest
 from arq import Retry
 from arq.worker import JobExecutionFailed, RetryJob
 
-from app.components.worker.runtime.execution import Again, Ended, decide
-from app.components.worker.runtime.policies import Backoff, RateLimit
+from aegis_worker.queue.policies import Backoff, RateLimit
+from aegis_worker.worker.execution import Again, Ended, decide
 
 BACKOFF = Backoff(base=2, limit=60)
 

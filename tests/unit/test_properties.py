@@ -9,7 +9,8 @@ from arq.connections import ArqRedis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.components.worker.runtime import Backoff, NewJob, RateLimit, producer
+from aegis_worker import Backoff, NewJob, RateLimit
+from aegis_worker.queue import producer
 
 ALWAYS_THE_SAME = settings(deadline=None, derandomize=True)
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import types
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import pytest
 from arq.jobs import deserialize_job, deserialize_result, serialize_job, serialize_result
 
-from app.cli import task
-from app.core import serializer as module
-from app.core.serializer import PayloadError, Serializer, register
+from aegis_worker import payload as module
+from aegis_worker.cli import errors
+from aegis_worker.payload import PayloadError, Serializer, register
 from tests.unit.conftest import job, through
 
 
@@ -209,6 +208,6 @@ def test_the_cli_imports_tasks_where_a_payload_names_their_classes(monkeypatch: 
     sent = ours.dumps(job(NotRegistered()))
     monkeypatch.delitem(module._registered, "NotRegistered")
     loading = partial(monkeypatch.setitem, module._registered, "NotRegistered", NotRegistered)
-    monkeypatch.setattr(task, "load", lambda names: loading())
-    pool: Any = types.SimpleNamespace(job_deserializer=ours.loads)
-    assert task.decoded(deserialize_job, sent, pool).args == (NotRegistered(),)
+    monkeypatch.setattr(errors, "load_all", loading)
+    read = deserialize_job(sent, deserializer=errors._with_tasks(ours.loads))
+    assert read.args == (NotRegistered(),)

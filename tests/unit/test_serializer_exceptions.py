@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from msgspec import msgpack
 
-from app.core import serializer as module
-from app.core.serializer import RemoteError, Serializer
+from aegis_worker import payload as module
+from aegis_worker.payload import RemoteError, Serializer
 from tests.unit.conftest import result, through
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.core.serializer import Serializer
+from aegis_worker.payload import Serializer
 
 DAY = timedelta(hours=23)
 ALL = [Serializer("msgpack"), Serializer("json"), Serializer(signing_keys=["k" * 32])]

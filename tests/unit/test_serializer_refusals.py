@@ -14,8 +14,8 @@ import pytest
 from arq.jobs import serialize_job
 from msgspec import msgpack
 
-from app.core import serializer as module
-from app.core.serializer import Format, PayloadError, Serializer
+from aegis_worker import payload as module
+from aegis_worker.payload import Format, PayloadError, Serializer
 from tests.conftest import ROOT
 from tests.unit.conftest import OURS, job, result
 from tests.unit.test_serializer import Point
@@ -198,6 +198,6 @@ def test_a_result_has_room_beside_the_largest_payload(format: Format) -> None:
 
 
 def test_it_needs_msgspec_alone(tmp_path: Path) -> None:
-    (tmp_path / "payloads.py").write_text((ROOT / "app" / "core" / "serializer.py").read_text())
+    (tmp_path / "payloads.py").write_text((ROOT / "library" / "aegis_worker" / "payload.py").read_text())
     check = "import payloads, sys; assert not {'app', 'arq', 'redis', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)

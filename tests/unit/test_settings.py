@@ -9,13 +9,13 @@ import pytest
 from arq.worker import get_kwargs
 from pydantic import ValidationError
 
-from app.components.worker import queues
+from aegis_worker.payload import Serializer
+from aegis_worker.project import Project, current
+from aegis_worker.redis.pool import create_pool
+from aegis_worker.settings import STOP_MARGIN_S, QueueOverrides
+from aegis_worker.worker import keeper, worker
 from app.components.worker.queues import configured
-from app.components.worker.runtime import keeper, worker
-from app.core import config
-from app.core.config import QueueOverrides, Settings
-from app.core.redis import create_pool
-from app.core.serializer import Serializer
+from app.core.config import Settings
 from docs import generate
 from ops import configuration
 from tests.conftest import ROOT
@@ -89,7 +89,7 @@ def test_tls_settings_reach_the_connection(tmp_path: Path) -> None:
 def test_certificates_that_are_not_named_are_those_of_the_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.core.config.SECRETS", tmp_path)
+    monkeypatch.setitem(Settings.model_config, "secrets_dir", tmp_path)
     (tmp_path / "redis_client.crt").symlink_to("/dev/null")  # as containers have it without TLS
     redis = settings(REDIS_SSL=True).redis_settings
     assert (redis.ssl_ca_certs, redis.ssl_certfile, redis.ssl_keyfile) == (None, None, None)
@@ -118,7 +118,7 @@ def test_signing_keys_come_from_a_file_by_line_and_are_not_shown(tmp_path: Path)
     assert unsigned == Serializer().dumps(record)
 
 
-def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_choose_format_and_size_for_pool_and_queues() -> None:
     chosen = settings(WORKER_SERIALIZER="json", WORKER_MAX_PAYLOAD_BYTES=5000)
     pool = create_pool(chosen)
     assert pool.job_serializer is not None
@@ -126,8 +126,9 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues(monkeypatch: py
     assert pool.job_serializer(record).startswith(b"{")
     with pytest.raises(ValueError, match="larger than 5,000"):
         pool.job_serializer(record | {"a": ("x" * 6000,)})
-    monkeypatch.setattr(queues, "settings", chosen)
-    read = get_kwargs(configured("photos")(type("WorkerSettings", (), {})))
+    project = Project(settings="", queues="")
+    vars(project)["config"] = chosen
+    read = get_kwargs(project.complete("photos", type("WorkerSettings", (), {})))
     assert read["job_deserializer"](read["job_serializer"](record)) == record
 
 
@@ -162,10 +163,10 @@ def test_what_cannot_work_is_said(values: dict[str, object], said: str) -> None:
 
 
 def test_what_comes_after_a_drain_fits_into_its_margin() -> None:
-    settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + config.STOP_MARGIN_S)
+    settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + STOP_MARGIN_S)
     most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + worker.FORGET_S
     assert worker.CANCEL_WAIT_S < worker.GIVE_BACK_S
-    assert most + 2 <= config.STOP_MARGIN_S == configuration.STOP_MARGIN_S
+    assert most + 2 <= STOP_MARGIN_S == configuration.STOP_MARGIN_S
 
 
 def test_all_problems_are_said_at_once() -> None:
@@ -205,8 +206,8 @@ def test_a_queue_is_named_as_its_module() -> None:
 
 
 def test_stock_arq_finds_every_setting_on_the_class_itself() -> None:
-    for name in queues.names():
-        read = get_kwargs(queues.load(name))
+    for name in current().names:
+        read = get_kwargs(current().load(name))
         assert read["queue_name"] == f"arq:queue:{name}"
         assert {"functions", "redis_settings", "max_jobs", "job_timeout", "keep_result", "max_tries"} <= read.keys()
         assert read["health_check_key"].startswith(f"worker:health:{name}:")
@@ -214,14 +215,14 @@ def test_stock_arq_finds_every_setting_on_the_class_itself() -> None:
 
 def test_an_unknown_queue_is_named_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="unknown queue 'nope': the queues are load_test, media, system"):
-        queues.load("nope")
+        current().load("nope")
 
 
 def test_base_env_says_what_the_code_defaults_to() -> None:
     """A setting in one place and not in the other, or with another default, misleads who reads either."""
     documented = Settings(_env_file=ROOT / "env" / "base.env").model_dump()
-    # A container's are not a checkout's; a server that is not this stack's may have no users.
-    different = {"REDIS_URL", "REDIS_URL_LOCAL", "REDIS_USERNAME", "WORKER_DATA_DIR"}
+    # A container's are not a checkout's; a server that is not this stack's may have no users; a project has any queues.
+    different = {"REDIS_URL", "REDIS_URL_LOCAL", "REDIS_USERNAME", "WORKER_DATA_DIR", "WORKER_QUEUES"}
     defaults = settings().model_dump()
     assert {k for k in defaults if defaults[k] != documented[k]} <= different
     assert set(Settings.model_fields) - set(BASE) == {"REDIS_PASSWORD", "WORKER_SIGNING_KEY", "WORKER_DATA_DIR"}

@@ -1,5 +1,0 @@
-"""``python -m app`` is ``my-app``."""
-
-from app.cli import main
-
-main()

@@ -1,0 +1,44 @@
+"""A fast worker for arq's queues that loses no job, and a producer for them; stock arq shares the queues with both.
+
+``Worker`` takes the place of ``arq.Worker``, ``Producer`` enqueues, ``Serializer`` writes payloads that carry no code.
+A whole project, with settings, queues and a command line, is described by ``aegis_worker.project.Project``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aegis_worker.payload import PayloadError, RemoteError, Serializer, register
+from aegis_worker.queue.policies import Backoff, RateLimit
+from aegis_worker.queue.producer import NewJob, Producer, enqueue_many
+from aegis_worker.worker.context import current_job
+from aegis_worker.worker.worker import Worker, create_worker, run_worker
+
+if TYPE_CHECKING:
+    from aegis_worker.settings import Settings
+
+__all__ = [
+    "Backoff",
+    "NewJob",
+    "PayloadError",
+    "Producer",
+    "RateLimit",
+    "RemoteError",
+    "Serializer",
+    "Settings",
+    "Worker",
+    "create_worker",
+    "current_job",
+    "enqueue_many",
+    "register",
+    "run_worker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """``Settings`` is imported when it is asked for, since it needs pydantic-settings, of the extra ``project``."""
+    if name == "Settings":
+        from aegis_worker.settings import Settings
+
+        return Settings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

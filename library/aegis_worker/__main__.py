@@ -1,0 +1,5 @@
+"""``python -m aegis_worker`` is ``aegis-worker``."""
+
+from aegis_worker.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""Enqueueing jobs as a stock producer would, in a round trip for many at a time or for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import cache
+from secrets import token_hex
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from arq.connections import ArqRedis
+from arq.jobs import Job, serialize_job
+from arq.utils import timestamp_ms, to_unix_ms
+
+from aegis_worker.queue import keys
+from aegis_worker.queue.scripts import MOST_KEPT_MS, Script
+from aegis_worker.redis.wire import Wire
+
+BATCH_JOBS = 500  #: Redis does nothing else meanwhile
+BATCH_BYTES = 4 << 20
+KEEP_UNIQUE_MS = 86_400_000  #: of a job that runs so long after its payload has expired, the key is free
+
+Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
+
+
+class NewJob(NamedTuple):
+    """A job to be enqueued; the fields are the arguments of ``ArqRedis.enqueue_job``, less the underscore."""
+
+    function: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+    job_id: str | None = None
+    defer_until: datetime | None = None
+    defer_by: float = 0  #: seconds
+    expires: float | None = None  #: seconds from now after which it is not begun any more; a day after it is due
+    #: Refused while a job of the queue that has the same key waits or runs, though its id differs.
+    unique: str | None = None
+
+
+async def enqueue_many(redis: ArqRedis, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
+    """Enqueue jobs, in one round trip for each batch of 500, or of 4 MiB; each batch is whole or not at all.
+
+    :param redis: its serializer and its default queue are used, as by ``enqueue_job``
+    :return: for each its ``Job``, or None where its id or its unique key is in use
+    """
+    return await _enqueue(Script(redis.execute_command, "enqueue"), redis, jobs, queue_name)
+
+
+class Producer:
+    """Enqueues jobs over a connection of its own, where others borrow one: for a program that does so all day.
+
+    :param redis: how to connect; its serializer and its default queue are used, as by ``enqueue_job``
+    """
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._wire = Wire(redis.connection_pool)
+        self._script = Script(self._wire.call, "enqueue")
+
+    async def enqueue(self, job: NewJob, *, queue_name: str | None = None) -> Job | None:
+        """Enqueue a job; return its ``Job``, or None where its id or its unique key is in use."""
+        queue_name = queue_name or self._redis.default_queue_name
+        fields = _fields(self._redis, job)
+        (enqueued,) = await self._script((queue_name,), (*_prefixes(queue_name), *fields))
+        return Job(fields[0], self._redis, queue_name, self._redis.job_deserializer) if enqueued else None
+
+    async def enqueue_many(self, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
+        """Enqueue jobs, as the function of this name does."""
+        return await _enqueue(self._script, self._redis, jobs, queue_name)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._wire.close()
+
+
+async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str | None) -> list[Job | None]:
+    queue_name = queue_name or redis.default_queue_name
+    prefixes = _prefixes(queue_name)
+    done: list[Job | None] = []
+    for batch in _batches(redis, jobs):
+        flat = [field for fields in batch for field in fields]
+        flags = await script((queue_name,), (*prefixes, *flat))
+        done += [
+            Job(fields[0], redis, queue_name, redis.job_deserializer) if enqueued else None
+            for fields, enqueued in zip(batch, flags, strict=True)
+        ]
+    return done
+
+
+@cache
+def _prefixes(queue_name: str) -> tuple[str | int, ...]:
+    return keys.JOB, keys.RESULT, keys.unique(queue_name, ""), keys.IN_PROGRESS, KEEP_UNIQUE_MS, keys.bell(queue_name)
+
+
+def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:
+    batch: list[Fields] = []
+    size = 0
+    for job in jobs:
+        fields = _fields(redis, job)
+        batch.append(fields)
+        size += len(fields[1])
+        if len(batch) == BATCH_JOBS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fields(redis: ArqRedis, job: NewJob) -> Fields:
+    now_ms = timestamp_ms()
+    due_ms = to_unix_ms(job.defer_until) if job.defer_until else now_ms + int(job.defer_by * 1000)
+    keep_ms = int(job.expires * 1000) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
+    keep_ms = min(max(1, keep_ms), MOST_KEPT_MS)  # Redis refuses others, in the middle of the batch
+    payload = serialize_job(job.function, job.args, dict(job.kwargs), None, now_ms, serializer=redis.job_serializer)
+    return job.job_id or token_hex(16), payload, due_ms, keep_ms, job.unique or ""
