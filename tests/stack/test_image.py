@@ -114,7 +114,8 @@ def test_the_bill_of_materials_is_cyclonedx(sbom: dict[str, Any]) -> None:
 
 def test_the_bill_of_materials_has_all_that_is_in_the_image(sbom: dict[str, Any], inside: dict[str, Any]) -> None:
     by_purl = {component["purl"].partition("?")[0]: component for component in sbom["components"]}
-    python = {c["name"]: c["version"] for purl, c in by_purl.items() if purl.startswith("pkg:pypi/")}
+    python = {c["name"]: c["version"] for purl, c in by_purl.items() if purl.startswith(("pkg:pypi/", "pkg:generic/"))}
+    assert [purl for purl in by_purl if purl.startswith("pkg:generic/")] == ["pkg:generic/aegis-worker@0.1.0"]
     assert python == inside["python"]
     versions = re.findall(r"^Package: (.*)$(?:\n.+)*?\nVersion: (.*)$", inside["status"], re.MULTILINE)
     debian = [(c["name"], c["version"]) for purl, c in by_purl.items() if purl.startswith("pkg:deb/debian/")]
@@ -130,7 +131,7 @@ def test_the_bill_of_materials_has_hashes_of_the_lock_and_licences(sbom: dict[st
         assert sha256["alg"] == "SHA-256"
         assert f"--hash=sha256:{sha256['content']}" in lock
         assert package["licenses"], package["name"]
-    assert sbom["metadata"]["component"]["name"] == "aegis-worker"
+    assert sbom["metadata"]["component"]["name"] == "my-app"
 
 
 def test_the_same_input_makes_the_same_layers(stack: Stack, make_stack: MakeStack) -> None:
