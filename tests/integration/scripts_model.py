@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from aegis_worker import RateLimit
 from aegis_worker.queue import keys
-from aegis_worker.queue.scripts import Claim, Scripts, Settlement
+from aegis_worker.queue.scripts import Claim, Scripts
+from aegis_worker.queue.settlement import Completed
 from tests.integration.conftest import QUEUE
 
 LEASE_S, ENDS_S, PERIOD_S = 3600, 36_000, 7200  # nothing comes about by itself
@@ -254,7 +255,7 @@ class Model(RuleBasedStateMachine):
         worker, had = self.scripts(), []
         while claims := self.run(worker.claim(5)).jobs:
             had += [claim.lease.job_id for claim in claims]
-            assert all(self.run(worker.settle([Settlement(claim.lease, "end", b"", 0, 0) for claim in claims])))
+            assert all(self.run(worker.settle([Completed(claim.lease) for claim in claims])))
         assert sorted(had) == sorted(self.jobs)
         assert not {QUEUE, keys.leases(QUEUE)} & self.dump()[0].keys()
 

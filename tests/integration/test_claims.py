@@ -16,7 +16,8 @@ from redis.exceptions import ConnectionError
 
 from aegis_worker import Backoff, NewJob, enqueue_many
 from aegis_worker.queue import keys
-from aegis_worker.queue.scripts import Claims, Lease, Reply, Scripts, Settlement
+from aegis_worker.queue.scripts import Claims, Scripts
+from aegis_worker.queue.settlement import Completed, Lease, Reply, Returned, Settlement
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
@@ -78,14 +79,14 @@ async def test_a_copy_of_a_settlement_does_not_touch_the_next_claim(redis: ArqRe
     job = await enqueue(redis, "echo")
     ours = scripts_of(redis)
     (first,) = (await ours.claim(1)).jobs
-    back = Settlement(first.lease, "back", first.due_ms, 0, "")
+    back = Returned(first.lease, first.due_ms)
     assert await ours.settle([back]) == [1]
     (second,) = (await ours.claim(1)).jobs
     assert second.lease.token != first.lease.token
     assert await ours.settle([back]) == [0]
     assert await job.status() == JobStatus.in_progress
-    assert await ours.settle([Settlement(second.lease, "end", b"", 1000, 0)]) == [1]
-    assert await ours.settle([Settlement(second.lease, "end", b"", 1000, 0)]) == [0]
+    assert await ours.settle([Completed(second.lease, keep_ms=1000)]) == [1]
+    assert await ours.settle([Completed(second.lease, keep_ms=1000)]) == [0]
 
 
 async def test_a_job_of_a_lapsed_lease_that_is_given_back_is_due(redis: ArqRedis) -> None:
@@ -95,7 +96,7 @@ async def test_a_job_of_a_lapsed_lease_that_is_given_back_is_due(redis: ArqRedis
     ours = scripts_of(redis)
     (claim,) = (await ours.claim(1)).jobs
     assert claim.tries == 2
-    await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")])
+    await ours.settle([Returned(claim.lease, claim.due_ms)])
     (again,) = (await ours.claim(1)).jobs
     assert again.tries == 2
 
@@ -187,7 +188,7 @@ async def test_an_end_that_a_claim_of_ours_overtakes_is_stored(
 
     async def settle(self: Scripts, batch: Sequence[Settlement]) -> list[int]:
         monkeypatch.setattr(Scripts, "settle", whole)
-        sent = [end._replace(lease=replace(end.lease)) for end in batch]
+        sent = [replace(end, lease=replace(end.lease)) for end in batch]
         await redis.delete(keys.IN_PROGRESS + job.job_id)
         await redis.zadd(keys.leases(QUEUE), {job.job_id: 1})
         (claim,) = (await worker._scripts.claim(1)).jobs
@@ -228,7 +229,7 @@ async def test_an_end_that_comes_after_its_lease_lapsed_counts_while_nobody_has_
     await redis.delete(*(keys.IN_PROGRESS + job.job_id for job in jobs))
     await redis.zadd(keys.leases(QUEUE), {claims[1].lease.job_id: 1})
     assert len((await others.claim(2)).jobs) == 1
-    ends = [Settlement(claim.lease, "end", b"", 1000, 0) for claim in claims]
+    ends = [Completed(claim.lease, keep_ms=1000) for claim in claims]
     assert await ours.settle(ends) == [Reply.DONE, Reply.LOST]
     assert await ours.settle(ends) == [Reply.OVER, Reply.LOST]
 
@@ -238,7 +239,7 @@ async def test_a_renewal_that_comes_after_a_job_went_back_does_not_take_it(redis
     await enqueue(redis, "echo")
     ours = scripts_of(redis)
     (claim,) = (await ours.claim(1)).jobs
-    assert await ours.settle([Settlement(claim.lease, "back", claim.due_ms, 0, "")]) == [1]
+    assert await ours.settle([Returned(claim.lease, claim.due_ms)]) == [1]
     assert await ours.renew([claim.lease]) == [claim.lease]
     assert len((await scripts_of(redis).claim(1)).jobs) == 1
 

@@ -25,7 +25,8 @@ from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from aegis_worker import NewJob, enqueue_many
 from aegis_worker.queue import admin, keys, scripts
-from aegis_worker.queue.scripts import Claim, Lease, Reply, Settlement
+from aegis_worker.queue.scripts import Claim
+from aegis_worker.queue.settlement import Completed, Died, Lease, Reply, Retried, Returned, Settlement
 from aegis_worker.worker.cron import Cron
 from tests.integration.conftest import QUEUE
 from tests.integration.scripts_model import (
@@ -65,10 +66,10 @@ def pick(ids: Iterable[str]) -> st.SearchStrategy[str]:
 
 
 ENDS = st.one_of(
-    st.tuples(st.just("end"), st.booleans(), st.sampled_from([0, 0, FAR_MS])),
-    st.tuples(st.just("dead"), st.booleans(), st.just(0)),
-    st.tuples(st.just("again"), st.booleans(), st.sampled_from([0, 1])),
-    st.tuples(st.just("back"), st.just(False), st.just(0)),
+    st.tuples(st.just("completed"), st.booleans(), st.sampled_from([0, 0, FAR_MS])),
+    st.tuples(st.just("died"), st.booleans(), st.just(0)),
+    st.tuples(st.just("retried"), st.booleans(), st.sampled_from([0, 1])),
+    st.tuples(st.just("returned"), st.just(False), st.just(0)),
 )
 
 
@@ -343,44 +344,46 @@ class ScriptsMachine(Model):
     def reply(self, claim: Claim, end: Settlement) -> Reply:
         """A claim is ours while its lease holds, and when that has lapsed and nobody took the job."""
         job, mark = self.jobs.get(claim.lease.job_id), self.marks.get(claim.lease.job_id)
-        back = end.kind in ("again", "back")
+        back = isinstance(end, Retried | Returned)
         if job and (mark == claim.lease.token or (mark is None and job.lapses is not None)):
-            expires = job.payload is None or (end.kind == "again" and end.data == BEYOND_MS)
+            expires = job.payload is None or (isinstance(end, Retried) and end.wait_ms == BEYOND_MS)
             return Reply.EXPIRED if back and expires else Reply.DONE
         return Reply.LOST if job and mark and not back else Reply.OVER
 
     def settlement(self, claim: Claim, end: tuple[str, bool, int]) -> Settlement:
         kind, flag, last = end
-        if kind == "again":
+        if kind == "retried":
             wait_ms = flag * (HOUR_MS if last else BEYOND_MS)
-            return Settlement(claim.lease, kind, wait_ms, claim.tries * last, f"raised by {claim.lease.token}" * last)
-        if kind == "back":
-            return Settlement(claim.lease, kind, claim.due_ms, 0, "")
-        letter = f"letter of {claim.lease.token}" * (1 + 3 * flag)
-        data = f"result of {claim.lease.token}".encode() if flag else b""
-        if kind == "dead":
-            return Settlement(claim.lease, kind, data, FAR_MS, letter, claim.payload or b"")
-        return Settlement(claim.lease, kind, data, FAR_MS, last)
+            return Retried(claim.lease, wait_ms, claim.tries * last, f"raised by {claim.lease.token}" * last)
+        if kind == "returned":
+            return Returned(claim.lease, claim.due_ms)
+        result = f"result of {claim.lease.token}".encode() if flag else b""
+        if kind == "died":
+            letter = f"letter of {claim.lease.token}" * (1 + 3 * flag)
+            return Died(claim.lease, result, FAR_MS, letter, claim.payload or b"")
+        return Completed(claim.lease, result, FAR_MS, last)
 
     def take(self, claim: Claim, end: Settlement, now: Around) -> None:
         job_id, job = claim.lease.job_id, self.jobs[claim.lease.job_id]
         mark = self.marks.pop(job_id, None)
-        if end.kind in ("again", "back"):
-            job.lapses = None
-            job.score = now + end.data if end.kind == "again" else end.data  # type: ignore[operator]
-            job.tries = claim.tries if end.kind == "again" and end.amount else job.tries
-            if end.last:
-                self.raised[job_id] = str(end.last)
+        if isinstance(end, Retried):
+            job.lapses, job.score = None, now + end.wait_ms
+            job.tries = claim.tries if end.tries else job.tries
+            if end.raised:
+                self.raised[job_id] = end.raised
+            return
+        if isinstance(end, Returned):
+            job.lapses, job.score = None, end.due_ms
             return
         del self.jobs[job_id]
         self.aborts.pop(job_id, None)
         if claim.lease.tried or mark is None:
             self.raised.pop(job_id, None)
-        if end.data:
-            self.results[job_id] = end.data  # type: ignore[assignment]
-        if end.kind == "dead":
-            self.dead[job_id] = (now, claim.payload or b"", str(end.last).encode())
-        elif end.last:
+        if end.result:
+            self.results[job_id] = end.result
+        if isinstance(end, Died):
+            self.dead[job_id] = (now, claim.payload or b"", end.letter.encode())
+        elif end.mark_ms:
             self.marks[job_id] = STOCK
 
     # -- stock workers ---------------------------------------------------------------------------------------------

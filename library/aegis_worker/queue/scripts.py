@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import cache
 from hashlib import sha1
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from redis.exceptions import NoScriptError, RedisError
 
 from aegis_worker.queue import keys
 from aegis_worker.queue.policies import Backoff, RateLimit
+from aegis_worker.queue.settlement import Completed, Died, Lease, Reply, Retried, Returned, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +68,6 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-@dataclass(slots=True)
-class Lease:
-    """The right to run a job, and to say how it ended."""
-
-    job_id: str
-    token: str  #: of the claim that it came of; a later one's where it lapsed and its holder claimed it anew
-    tried: bool = field(default=False, compare=False)  #: there may be a count of tries, to go when the job ends
-
-
 class Claim(NamedTuple):
     """A job that was claimed."""
 
@@ -96,36 +86,6 @@ class Claims(NamedTuple):
     limited: bool  #: by the rate
 
 
-class Settlement(NamedTuple):
-    """How a claim ends, as ``settle.lua`` takes it."""
-
-    lease: Lease
-    kind: Literal["end", "dead", "again", "back"]
-    data: bytes | int
-    amount: int
-    last: bytes | int | str
-    payload: bytes = b""  #: a dead letter's
-
-    @classmethod
-    def again(cls, lease: Lease, wait_s: float, tries: int = 0, raised: str = "") -> Self:
-        """Back to the queue, due after so long; so many tries are over, 0 where this one does not count."""
-        return cls(lease, "again", int(wait_s * 1000), tries, raised)
-
-    @classmethod
-    def back(cls, lease: Lease, due_ms: int) -> Self:
-        """Back to its place in the queue; the try does not count."""
-        return cls(lease, "back", due_ms, 0, "")
-
-
-class Reply(IntEnum):
-    """What ``settle.lua`` says of a claim."""
-
-    DONE = 1
-    OVER = 0  #: it was no longer ours
-    LOST = -1  #: it was no longer ours, and somebody else has the job
-    EXPIRED = -2  #: it still is ours: the job cannot be given back, since its payload has expired
-
-
 def tries_over(count: bytes | None) -> int:
     """Return the tries that are over, by the key that counts them: it may be anybody's."""
     try:
@@ -138,8 +98,28 @@ def _flat(leases: Iterable[Lease]) -> list[str]:
     return [part for lease in leases for part in (lease.job_id, lease.token)]
 
 
-def _in_common(end: Settlement) -> tuple[Any, ...]:
-    return end.lease.token, end.lease.tried, end.kind, end.amount, end.last, end.payload
+def _group(end: Settlement) -> tuple[Any, ...]:
+    """Return what those have in common that ``settle.lua`` is told of at once."""
+    token, tried = end.lease.token, end.lease.tried
+    match end:
+        case Completed():
+            return token, tried, "end", end.keep_ms or 0, end.mark_ms, b""
+        case Died():
+            return token, tried, "dead", end.keep_ms or 0, end.letter, end.payload
+        case Retried():
+            return token, tried, "again", end.tries, end.raised, b""
+        case Returned():
+            return token, tried, "back", 0, "", b""
+
+
+def _data(end: Settlement) -> bytes | int:
+    match end:
+        case Retried():
+            return end.wait_ms
+        case Returned():
+            return end.due_ms
+        case _:
+            return end.result
 
 
 class Scripts:
@@ -240,8 +220,8 @@ class Scripts:
 
     async def settle(self, batch: Sequence[Settlement]) -> list[int]:
         """End claims; return a ``Reply`` for each."""
-        flat = [part for end in batch for part in (end.lease.job_id, end.data)]
-        for (token, tried, kind, amount, last, payload), alike in groupby(batch, _in_common):
+        flat = [part for end in batch for part in (end.lease.job_id, _data(end))]
+        for (token, tried, kind, amount, last, payload), alike in groupby(batch, _group):
             flat += (token, int(tried), kind, amount, last, len(list(alike)))
             if kind == "dead":
                 flat.append(payload)

@@ -10,7 +10,8 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from aegis_worker.queue.scripts import Claim, Claims, Scripts, Settlement
+from aegis_worker.queue.scripts import Claim, Claims, Scripts
+from aegis_worker.queue.settlement import Retried
 from aegis_worker.worker.commits import MOST_JOBS
 from aegis_worker.worker.execution import Again, Run
 from aegis_worker.worker.keeper import Keeper
@@ -186,7 +187,7 @@ class JobClaimer(JobRunner):
         hung = run is not None and run.task is not None and not run.task.done()
         run = Run(claim, monotonic() + self._ends_s)
         if hung:  # it does not end, though it was told to: others may try the job, but it does not run beside itself
-            self._settle(run, Settlement.again(claim.lease, max(BLOCKED_LOOK_S, self._peers.leave())))
+            self._settle(run, Retried(claim.lease, int(max(BLOCKED_LOOK_S, self._peers.leave()) * 1000)))
             return
         self._runs[claim.lease.job_id] = run
         if not self.allow_pick_jobs:  # a signal came while the claim was on its way

@@ -7,7 +7,8 @@ import logging
 import random
 from collections.abc import Callable
 
-from aegis_worker.queue.scripts import RECONNECT, UNAVAILABLE, Reply, Scripts, Settlement, cancelled
+from aegis_worker.queue.scripts import RECONNECT, UNAVAILABLE, Scripts, cancelled
+from aegis_worker.queue.settlement import Completed, Died, Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,10 @@ class Commits:
         count = size = 0
         while count < min(MOST_JOBS, len(self._waiting)) and size < MOST_BYTES:
             settlement = self._waiting[count][0]
-            data = settlement.data
-            size += len(settlement.payload) + (len(data) if isinstance(data, bytes) else 0)
+            if isinstance(settlement, Completed | Died):
+                size += len(settlement.result)
+            if isinstance(settlement, Died):
+                size += len(settlement.payload)
             count += 1
         batch = self._waiting[:count]
         del self._waiting[:count]

@@ -14,7 +14,8 @@ from time import monotonic
 
 from redis.asyncio import ConnectionPool
 
-from aegis_worker.queue.scripts import RENEWAL_TICK_S, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Lease, Script, Scripts
+from aegis_worker.queue.scripts import RENEWAL_TICK_S, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Script, Scripts
+from aegis_worker.queue.settlement import Lease
 from aegis_worker.redis.wire import Wire
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from arq.worker import Function
 
 from aegis_worker.queue import keys
 from aegis_worker.queue.policies import Backoff
-from aegis_worker.queue.scripts import MOST_KEPT_MS, UNAVAILABLE, Lease, Reply, Settlement, cancelled
+from aegis_worker.queue.scripts import MOST_KEPT_MS, UNAVAILABLE, cancelled
+from aegis_worker.queue.settlement import Completed, Died, Lease, Reply, Retried, Returned, Settlement
 from aegis_worker.worker.commits import Commits
 from aegis_worker.worker.context import RunningJob, current_job
 from aegis_worker.worker.execution import (
@@ -101,7 +102,7 @@ class JobRunner(arq.worker.Worker):
         claim = run.claim
         run.started_ms = timestamp_ms()
         if claim.payload is None and claim.due_ms == ABORT_SCORE:  # it ended while its abort put it back into the queue
-            self._settle(run, Settlement(claim.lease, "end", b"", 0, 0))
+            self._settle(run, Completed(claim.lease))
             return
         try:
             run.job = job = read(claim, self.job_deserializer)
@@ -169,7 +170,7 @@ class JobRunner(arq.worker.Worker):
         run.interruptible = False  # it is as good as given back
         if not await self._peers.know(run.job.function):
             return False
-        self._settle(run, Settlement.again(run.claim.lease, self._peers.leave()))
+        self._settle(run, Retried(run.claim.lease, int(self._peers.leave() * 1000)))
         return True
 
     async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Again | None:
@@ -237,13 +238,14 @@ class JobRunner(arq.worker.Worker):
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         else:
             self.jobs_failed += 1
-        keep_ms = 0 if forever else max(1, int(min(keep_s * 1000, MOST_KEPT_MS)))
+        keep_ms = None if forever else max(1, int(min(keep_s * 1000, MOST_KEPT_MS)))
+        settlement: Settlement
         if end.reason in (None, "aborted"):
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
-            settlement = Settlement(run.claim.lease, "end", result, keep_ms, mark_ms)
+            settlement = Completed(run.claim.lease, result, keep_ms, mark_ms)
         else:
             said, payload = dead_letter(job, end.result, end.reason), run.claim.payload or b""
-            settlement = Settlement(run.claim.lease, "dead", result, keep_ms, said, payload)
+            settlement = Died(run.claim.lease, result, keep_ms, said, payload)
         self._settle(run, settlement, after)
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
@@ -296,10 +298,10 @@ class JobRunner(arq.worker.Worker):
         self.jobs_retried += 1
         if again.counts:
             raised = raised_by(run.error) if run.error else ""
-            settlement = Settlement.again(run.claim.lease, again.wait_s, run.job.tries, raised)
+            settlement: Settlement = Retried(run.claim.lease, int(again.wait_s * 1000), run.job.tries, raised)
         else:
             logger.info("given back, its try does not count")
-            settlement = Settlement.back(run.claim.lease, run.claim.due_ms)
+            settlement = Returned(run.claim.lease, run.claim.due_ms)
         self._settle(run, settlement, after)
 
     def _settle(self, run: Run, settlement: Settlement, after: Callable[[], Any] | None = None) -> None:

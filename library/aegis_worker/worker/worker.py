@@ -22,7 +22,8 @@ from typing import Any
 
 from aegis_worker.queue import keys, replicas
 from aegis_worker.queue.policies import RateLimit
-from aegis_worker.queue.scripts import RECONNECT, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Scripts, Settlement, cancelled
+from aegis_worker.queue.scripts import RECONNECT, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Scripts, cancelled
+from aegis_worker.queue.settlement import Retried
 from aegis_worker.redis.connection import connect, prepare
 from aegis_worker.redis.wire import Wire
 from aegis_worker.worker.claimer import JobClaimer
@@ -214,7 +215,7 @@ class Worker(JobClaimer):
                 _, stuck = await asyncio.wait(stuck, timeout=1)
             for run in list(self._runs.values()):
                 if run.task in stuck and not run.settling:  # by then it has ended with its process
-                    self._settle(run, Settlement.again(run.claim.lease, self.lease_s))
+                    self._settle(run, Retried(run.claim.lease, int(self.lease_s * 1000)))
         if not await self._commits.flush(over_at - monotonic()):
             logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
         if self._unheard:
