@@ -75,7 +75,7 @@ async def serve(redis: ArqRedis, redis_server: RedisSettings) -> AsyncIterator[M
         worker = Worker(**(given | options))
         task = asyncio.create_task(worker.async_run())
         started.append((worker, task))
-        await eventually(lambda: worker._running and (worker._listener.proved or worker.burst))
+        await eventually(lambda: worker._parts and (worker._parts.listener.proved or worker.burst))
         return worker
 
     yield start

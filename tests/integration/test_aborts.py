@@ -10,7 +10,7 @@ from arq.connections import ArqRedis
 
 from aegis_worker.queue import keys
 from aegis_worker.queue.scripts import Claim
-from aegis_worker.worker.execution import Cause
+from aegis_worker.worker.runs import Cause
 from tests.conftest import eventually
 from tests.integration.conftest import QUEUE, MakeWorker, enqueue, result
 
@@ -51,7 +51,7 @@ async def test_to_abort_what_has_ended_does_not_hit_the_next_job_of_that_id(redi
     await asyncio.sleep(0.005)  # a request in the very millisecond would be for the next one
     job = await enqueue(redis, "counted", 1.2, _job_id="again")
     await eventually(lambda: redis.exists(keys.IN_PROGRESS + "again"))
-    await worker._interrupt_aborted()
+    await worker._parts.runner.interrupt_aborted(redis)
     assert await result(job) == 2
     assert not await redis.exists(keys.ABORT), "with the job that bore the id, the request has gone"
 
@@ -74,14 +74,15 @@ async def test_what_interrupts_a_job_before_its_first_step_is_heeded(
 ) -> None:
     """A task that is cancelled before that runs none of its code: the job would be in progress for its whole time."""
     worker = await serve(lease=0.6)
-    whole = worker._start
+    runner = worker._parts.runner
+    whole = runner.start
 
-    def start(claim: Claim) -> None:
-        monkeypatch.setattr(worker, "_start", whole)
-        whole(claim)
-        worker._runs[claim.lease.job_id].interrupt(cause)
+    def start(claim: Claim, *, begin: bool) -> None:
+        monkeypatch.setattr(runner, "start", whole)
+        whole(claim, begin=begin)
+        worker._parts.runner.runs.get(claim.lease.job_id).interrupt(cause)
 
-    monkeypatch.setattr(worker, "_start", start)
+    monkeypatch.setattr(runner, "start", start)
     job = await enqueue(redis, "counted", 0)
     if cause is Cause.ABORT:
         with pytest.raises(asyncio.CancelledError):
@@ -89,7 +90,7 @@ async def test_what_interrupts_a_job_before_its_first_step_is_heeded(
         assert not await redis.exists(f"runs:{job.job_id}")
     else:  # by this worker again, as there is no other
         assert await result(job, within_s=3) == 1
-    assert not worker._runs
+    assert not worker._parts.runner.runs
 
 
 async def test_an_abort_that_comes_as_the_job_ends_leaves_its_result(redis: ArqRedis, serve: MakeWorker) -> None:

@@ -197,7 +197,7 @@ async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], ser
     assert job is not None
     assert doomed is not None
     assert [await result(each) for each in (job, *many) if each] == [1, 0, 1, 2, 3]
-    await eventually(lambda: worker._listener.proved)
+    await eventually(lambda: worker._parts.listener.proved)
     assert await doomed.abort(timeout=5, poll_delay=0.01)
     assert await job.status() == "complete"
     await worker.close()

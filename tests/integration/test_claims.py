@@ -139,7 +139,7 @@ async def test_what_a_batch_needs_is_a_call_of_a_script(redis: ArqRedis, serve: 
     jobs = await enqueue_many(redis, [NewJob("echo", (n,)) for n in range(250)], queue_name=QUEUE)
     assert await calls_of_scripts(redis) <= 2, "or one, where Redis knows the script"
     worker = await serve(max_jobs=500)
-    await eventually(lambda: worker.jobs_complete == 250 and not worker._runs)
+    await eventually(lambda: worker.jobs_complete == 250 and not worker._parts.runner.runs)
     assert await calls_of_scripts(redis) < 25
     assert [await result(job) for job in jobs if job] == list(range(250))
 
@@ -168,12 +168,12 @@ async def test_a_lease_that_lapsed_and_was_claimed_by_nobody_else_is_taken_up_ag
     worker = await serve(lease=60)
     job = await enqueue(redis, "counted", 1)
     await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
-    (before,) = worker._leases()
+    (before,) = worker._parts.runner.runs.leases()
     await redis.delete(keys.IN_PROGRESS + job.job_id)
     await redis.zadd(keys.leases(QUEUE), {job.job_id: 1})
     token = before.token
     await enqueue(redis, "echo")  # has it look
-    await eventually(lambda: worker._leases()[0].token != token)
+    await eventually(lambda: worker._parts.runner.runs.leases()[0].token != token)
     assert await result(job) == 1
     assert await redis.get(f"runs:{job.job_id}") == b"1"
     assert (await job.result_info()).job_try == 1  # type: ignore[union-attr]
@@ -191,14 +191,14 @@ async def test_an_end_that_a_claim_of_ours_overtakes_is_stored(
         sent = [replace(end, lease=replace(end.lease)) for end in batch]
         await redis.delete(keys.IN_PROGRESS + job.job_id)
         await redis.zadd(keys.leases(QUEUE), {job.job_id: 1})
-        (claim,) = (await worker._scripts.claim(1)).jobs
-        worker._start(claim)
+        (claim,) = (await worker._parts.intake._scripts.claim(1)).jobs
+        worker._parts.runner.start(claim)
         return await whole(self, sent)
 
     monkeypatch.setattr(Scripts, "settle", settle)
     job = await enqueue(redis, "counted", 0)
     assert await result(job) == 1
-    await eventually(lambda: not worker._runs)
+    await eventually(lambda: not worker._parts.runner.runs)
     assert await redis.get(f"runs:{job.job_id}") == b"1"
     assert not await redis.exists(keys.leases(QUEUE), QUEUE)
 
@@ -268,7 +268,7 @@ async def test_an_end_whose_reply_is_lost_is_told_from_one_that_came_too_late(
     await asyncio.sleep(0.5)  # the leases were renewed, and will not be again
     await redis.set(keys.IN_PROGRESS + theirs.job_id, "somebody else's token")
     assert await result(ours) == 1
-    await eventually(lambda: not worker._runs and ended)
+    await eventually(lambda: not worker._parts.runner.runs and ended)
     assert ended == [ours.job_id]
     assert f"the lease of job {theirs.job_id} was lost before its end was stored" in caplog.text
     assert f"the lease of job {ours.job_id}" not in caplog.text
@@ -279,8 +279,8 @@ async def test_a_lease_that_is_lost_says_nothing_of_the_next_one(redis: ArqRedis
     """News of a renewal come late: the job was retried at once meanwhile, and is ours again."""
     worker = await serve()
     job = await enqueue(redis, "counted", 0.3)
-    await eventually(lambda: worker._leases())
-    worker._lose([Lease(job.job_id, "an older token")])
+    await eventually(lambda: worker._parts.runner.runs.leases())
+    worker._parts.runner.runs.lose([Lease(job.job_id, "an older token")])
     assert await result(job) == 1
 
 
@@ -314,7 +314,7 @@ async def test_a_count_of_tries_that_is_no_number_harms_nobody(redis: ArqRedis, 
 
 async def test_a_worker_that_cannot_store_ends_any_more_ends_itself(redis: ArqRedis, serve: MakeWorker) -> None:
     worker = await serve()
-    worker._commits._task.cancel()
+    worker._parts.commits._task.cancel()
     worker._wake.set()
     with pytest.raises(asyncio.CancelledError):
         await worker.main_task

@@ -62,7 +62,7 @@ async def test_what_is_no_exception_is_a_failure_of_its_job(
     with pytest.raises(SerializationError):  # what arq makes of an error that it would not raise
         await result(job)
     assert await result(await enqueue(redis, "echo", 1)) == 1
-    assert (worker._runs, worker.jobs_failed) == ({}, 1)
+    assert (len(worker._parts.runner.runs), worker.jobs_failed) == (0, 1)
 
 
 @pytest.mark.parametrize("hook", ["on_job_start", "on_job_end", "after_job_end"])
@@ -70,7 +70,7 @@ async def test_a_hook_that_would_end_the_process_changes_nothing(redis: ArqRedis
     worker = await serve(**{hook: exits})
     assert await result(await enqueue(redis, "echo", 1)) == 1
     assert await result(await enqueue(redis, "echo", 2)) == 2
-    await eventually(lambda: not worker._hooks)
+    await eventually(lambda: not worker._parts.runner._hooks)
     assert not worker.main_task.done()
 
 
@@ -97,7 +97,7 @@ async def test_an_error_of_our_own_ends_the_job(
     job = await enqueue(redis, "nobody_knows")
     assert (await letter(redis, job.job_id))["error"] == "RuntimeError('a fault in the runtime')"
     assert await result(await enqueue(redis, "echo", 1)) == 1
-    await eventually(lambda: not worker._runs)
+    await eventually(lambda: not worker._parts.runner.runs)
 
 
 async def fails_late(ctx: dict[Any, Any], seconds: float) -> None:
@@ -136,7 +136,7 @@ async def test_a_job_that_expired_while_it_ran_is_not_tried_again(redis: ArqRedi
     with pytest.raises(JobExecutionFailed, match="job expired"):
         await result(job)
     assert await result(await enqueue(redis, "echo", 1)) == 1
-    await eventually(lambda: not worker._runs and len(ended) == 2)
+    await eventually(lambda: not worker._parts.runner.runs and len(ended) == 2)
     assert await redis.exists(QUEUE, keys.leases(QUEUE), keys.RETRY + job.job_id) == 0
 
 
@@ -240,7 +240,7 @@ async def test_what_the_serializer_gives_is_no_result(redis: ArqRedis, serve: Ma
 async def test_a_result_larger_than_redis_takes_holds_up_no_other(
     redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aegis_worker.worker.runner.MOST_RESULT_BYTES", 1000)
+    monkeypatch.setattr("aegis_worker.worker.executor.MOST_RESULT_BYTES", 1000)
     await serve()
     job, other = [await enqueue(redis, "echo", "x" * size) for size in (2000, 10)]
     assert "bytes are more than 1000" in (await letter(redis, job.job_id))["error"]
@@ -253,7 +253,7 @@ async def test_a_result_is_kept_as_long_as_it_says(
 ) -> None:
     worker = await serve(keep_result=keep_s)
     job = await enqueue(redis, "echo")
-    await eventually(lambda: worker.jobs_complete and not worker._runs)
+    await eventually(lambda: worker.jobs_complete and not worker._parts.runner.runs)
     kept = await redis.pttl(keys.RESULT + job.job_id)
     assert least <= kept <= most
     assert kept != -1, "for ever"

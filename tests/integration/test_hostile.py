@@ -201,12 +201,12 @@ async def test_a_time_that_never_comes_keeps_no_worker_busy(
 ) -> None:
     await admin.flushall()
     worker = await serve()
-    looks = worker._scripts._claims
+    looks = worker._parts.intake._scripts._claims
     await put(admin, "never", score)
     await put(admin, "now")
     assert await result(Job("now", admin, QUEUE)) == 1
     await asyncio.sleep(0.5)
-    assert worker._scripts._claims - looks < 10
+    assert worker._parts.intake._scripts._claims - looks < 10
     await admin.set(keys.JOB + "never", GOOD)
     await admin.rename(QUEUE, SYSTEM)
     assert json.loads(my_app(environment, "queue", "show", "system", "--json"))["jobs"][0]["state"] == "deferred"

@@ -112,7 +112,7 @@ async def test_a_late_result_is_fenced_off(
     await eventually(lambda: redis.exists(f"runs:{job.job_id}"))
     await asyncio.sleep(0.5)  # the lease was renewed, and will not be again
     await redis.set(keys.IN_PROGRESS + job.job_id, "somebody else's token", px=60_000)
-    await eventually(lambda: not worker._runs)
+    await eventually(lambda: not worker._parts.runner.runs)
     assert "was lost before its end was stored" in caplog.text
     assert await job.result_info() is None
     assert await redis.zscore(QUEUE, job.job_id) is not None
@@ -122,11 +122,11 @@ async def test_a_connection_that_falls_silent_loses_no_lease(redis: ArqRedis, se
     """That on which leases are renewed: the next try, over another one, comes in time."""
     worker = await serve(lease=1.2)
     job = await enqueue(redis, "counted", 3)
-    await eventually(lambda: worker._keeper._wire._link)
+    await eventually(lambda: worker._parts.keeper._wire._link)
     await serve(lease=1.2)
-    link = worker._keeper._wire._link
+    link = worker._parts.keeper._wire._link
     assert link is not None
-    worker._keeper._own_loop.call_soon_threadsafe(link._transport.pause_reading)
+    worker._parts.keeper._own_loop.call_soon_threadsafe(link._transport.pause_reading)
     assert await result(job) == 1
     assert await redis.get(f"runs:{job.job_id}") == b"1"
 
@@ -134,7 +134,7 @@ async def test_a_connection_that_falls_silent_loses_no_lease(redis: ArqRedis, se
 async def test_leases_are_kept_where_redis_takes_no_new_connections(redis: ArqRedis, serve: MakeWorker) -> None:
     """Theirs is there before the first lease is."""
     worker = await serve(lease=0.9)
-    await eventually(lambda: worker._keeper._wire._link)
+    await eventually(lambda: worker._parts.keeper._wire._link)
     before = (await redis.config_get("maxclients"))["maxclients"]
     await redis.config_set("maxclients", 1)
     try:
@@ -157,7 +157,7 @@ async def test_a_stop_does_not_wait_for_threads_of_jobs(redis: ArqRedis, serve: 
     await eventually(lambda: len(worker.tasks) == jobs)
     try:
         async with asyncio.timeout(8):
-            await worker._give_back()
+            await worker._stop(worker._parts)
     finally:
         over.set()
 
@@ -167,7 +167,7 @@ async def test_a_job_past_all_limits_is_begun_elsewhere(redis: ArqRedis, serve: 
     worker = await serve(lease=0.6)
     hung = await enqueue(redis, "counted", 60)
     await eventually(lambda: redis.exists(f"runs:{hung.job_id}"))
-    worker._runs[hung.job_id].ends_by = 0
+    worker._parts.runner.runs.get(hung.job_id).ends_by = 0
     await asyncio.sleep(2.5)
     assert list(worker.tasks) == [hung.job_id]
     assert await redis.get(f"runs:{hung.job_id}") == b"1"
@@ -312,8 +312,8 @@ async def test_an_old_abort_does_not_hit_the_next_job_of_that_id(redis: ArqRedis
 
 async def test_no_time_limit(redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a job runs for longer than it would be waited for if its worker were gone."""
-    monkeypatch.setattr("aegis_worker.worker.runner.NO_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("aegis_worker.worker.claimer.CLEANUP_MARGIN_S", -10)  # arq adds as much
+    monkeypatch.setattr("aegis_worker.worker.worker.NO_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("aegis_worker.worker.worker.CLEANUP_MARGIN_S", -10)  # arq adds as much
     for _ in range(2):
         await serve(job_timeout=None, lease=0.6, functions=[counted, func(slow, timeout=0.1)])
     job = await enqueue(redis, "counted", 2)
@@ -345,7 +345,7 @@ async def test_a_full_redis_is_drained(redis: ArqRedis, serve: MakeWorker, lost:
     async with full(redis) as jobs:
         if lost:
             await redis.client_pause(1000, all=False)  # so that claims are under way
-            worker._look_now()
+            worker._poll_now(worker._parts)
             await asyncio.sleep(0.1)
             await redis.client_kill_filter(_type="normal", skipme=True)
             await eventually(lambda: worker._failures)
@@ -379,7 +379,7 @@ async def test_a_worker_that_starts_while_redis_is_full_drains_it(
         assert worker.jobs_complete == 50
     # Not before: it takes a transaction, of which a full Redis 7 refuses even what reads.
     assert [await result(job) for job in jobs] == list(range(50))
-    await eventually(lambda: worker.jobs_complete == 51 and worker._listener.proved)
+    await eventually(lambda: worker.jobs_complete == 51 and worker._parts.listener.proved)
     worker.handle_sig(signal.SIGTERM)
     await task
     await worker.close()

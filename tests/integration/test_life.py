@@ -16,6 +16,8 @@ from aegis_worker import Worker
 from aegis_worker.queue import replicas
 from aegis_worker.queue.scripts import RECONNECT
 from aegis_worker.redis.connection import prepare
+from aegis_worker.worker.pulse import Pulse
+from aegis_worker.worker.worker import Parts
 from tests.conftest import eventually, free_port
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, result
@@ -84,12 +86,14 @@ async def test_a_cron_job_that_cannot_be_enqueued_holds_up_no_other(
     assert 1 <= caplog.text.count("cron job bad") <= worker.jobs_failed + 2, "once for each run"
 
 
-async def test_a_pulse_that_ends_ends_the_worker(redis: ArqRedis, redis_server: RedisSettings) -> None:
-    class Broken(Worker):
-        async def heart_beat(self) -> None:
-            raise KeyError("whatever it is")
+async def test_a_pulse_that_ends_ends_the_worker(
+    redis: ArqRedis, redis_server: RedisSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(pulse: Pulse) -> None:
+        raise KeyError("whatever it is")
 
-    worker = Broken([echo], queue_name=QUEUE, redis_settings=redis_server, handle_signals=False, poll_delay=0.1)
+    monkeypatch.setattr(Pulse, "_once", broken)
+    worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, handle_signals=False, poll_delay=0.1)
     with pytest.raises(KeyError, match="whatever it is"):
         async with asyncio.timeout(8):
             await worker.async_run()
@@ -105,8 +109,8 @@ async def test_leaves_the_registry_though_its_connections_are_cut(redis: ArqRedi
     await proxy.start()
 
     class Unlucky(Worker):
-        async def _give_back(self) -> None:
-            await super()._give_back()
+        async def _stop(self, parts: Parts) -> None:
+            await super()._stop(parts)
             proxy.cuts = {"request": 1, "reply": 1}
 
     settings = replace(redis_server, host="127.0.0.1", port=proxy.port)
@@ -127,15 +131,15 @@ async def test_the_waits_for_redis_grow_and_differ(redis: ArqRedis, serve: MakeW
     worker = await serve()
     waits: list[float] = []
 
-    async def pause(wait_s: float) -> None:
+    async def pause(parts: Parts, wait_s: float) -> None:
         waits.append(wait_s)
         await asyncio.sleep(0.01)
 
     worker._pause = pause
-    worker._wire._options["port"] = free_port()
-    worker._wire.close()
-    worker._listener.close()
-    worker._look_now()
+    worker._parts.wire._options["port"] = free_port()
+    worker._parts.wire.close()
+    worker._parts.listener.close()
+    worker._poll_now(worker._parts)
     await eventually(lambda: len(waits) >= 40)
     first, late = waits[0], waits[5:]
     assert 0 <= first <= RECONNECT.base

@@ -492,7 +492,7 @@ async def test_a_connection_that_leads_nowhere_is_given_up(
     monkeypatch.setattr("aegis_worker.redis.connection.SOCKET_TIMEOUT_S", 0.3)
     worker = await serve()
     await redis.client_pause(1500)
-    worker._look_now()
+    worker._poll_now(worker._parts)
     await eventually(lambda: worker._failures, within_s=1.4)
     job = await redis.enqueue_job("echo", 1, _queue_name=QUEUE)
     assert job is not None

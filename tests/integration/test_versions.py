@@ -240,7 +240,7 @@ async def test_after_an_outage_others_have_time_to_write_their_records_anew(
         raise ConnectionError("away")
 
     monkeypatch.setattr(Scripts, "claim", claim)
-    worker._look_now()
+    worker._poll_now(worker._parts)
     await eventually(lambda: worker._failures)
     await eventually(lambda: not worker._failures)
     await redis.delete(keys.health(QUEUE, knows.replica))

@@ -19,7 +19,7 @@ from aegis_worker import NewJob, Producer, Worker, enqueue_many
 from aegis_worker.queue import keys
 from aegis_worker.queue.scripts import Scripts
 from aegis_worker.redis.wire import Wire
-from aegis_worker.worker.claimer import IDLE_LOOK_S
+from aegis_worker.worker.idle import IDLE_POLL_S
 from aegis_worker.worker.wake import ENOUGH, Listener
 from tests.conftest import PASSWORD, ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, now, result, slow
@@ -57,7 +57,7 @@ async def test_events_that_cease_cost_no_more_than_a_slow_look(redis: ArqRedis, 
     async with no_messages(redis):
         for _ in range(2):
             asked = time.time()
-            assert await result(await enqueue(redis, "now"), within_s=8) - asked < IDLE_LOOK_S + 0.5
+            assert await result(await enqueue(redis, "now"), within_s=8) - asked < IDLE_POLL_S + 0.5
 
 
 async def test_a_deferred_job_starts_when_it_is_due(redis: ArqRedis, serve: MakeWorker) -> None:
@@ -80,9 +80,9 @@ async def test_without_keyspace_events_it_looks_as_often_as_arq(redis: ArqRedis,
     try:
         worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, poll_delay=0.1, handle_signals=False)
         task = asyncio.create_task(worker.async_run())
-        await eventually(lambda: worker._running and worker._listener.connected)
+        await eventually(lambda: worker._parts and worker._parts.listener.connected)
         assert await result(await enqueue(redis, "echo", 1), within_s=3) == 1
-        assert not worker._listener.proved
+        assert not worker._parts.listener.proved
         worker.handle_sig(signal.SIGTERM)
         await task
         await worker.close()
@@ -138,9 +138,9 @@ async def test_of_many_that_idle_two_listen_and_all_get_jobs(
 async def test_of_too_many_that_listen_some_stop(redis: ArqRedis, serve: MakeWorker) -> None:
     workers = [await serve(lease=0.6) for _ in range(4)]  # so that a claim waits for a third of that
     for worker in workers:
-        worker._listener.listening = True
-        await worker._listener._wire.call("SUBSCRIBE", worker._listener._queue_channel)
-    await eventually(lambda: sum(worker._listener.listening for worker in workers) == ENOUGH)
+        worker._parts.listener.listening = True
+        await worker._parts.listener._wire.call("SUBSCRIBE", worker._parts.listener._queue_channel)
+    await eventually(lambda: sum(worker._parts.listener.listening for worker in workers) == ENOUGH)
     await eventually(lambda: listening_is(redis, ENOUGH))
     assert await result(await enqueue(redis, "echo", 1)) == 1
 
@@ -179,10 +179,10 @@ async def test_where_those_that_listen_are_deaf_another_does(redis: ArqRedis, se
     worker = await serve(lease=3, max_jobs=1)  # so that a claim waits for one second
     await parked(worker)
     await asyncio.sleep(1.2)
-    assert not worker._listener.listening
+    assert not worker._parts.listener.listening
     assert await result(await enqueue(redis, "echo", 1), within_s=2) == 1
     for n in range(10):
-        await eventually(lambda: worker._listener.listening)
+        await eventually(lambda: worker._parts.listener.listening)
         await parked(worker)
         begun = monotonic()
         assert await result(await enqueue(redis, "echo", n)) == n
@@ -218,7 +218,7 @@ Worker([blocks], queue_name=QUEUE, redis_settings=settings).run()
         worker = await serve(functions=[now])
         deaf = redis.pubsub()
         await deaf.subscribe(f"__keyspace@0__:{QUEUE}")
-        await worker._listener.unlisten()
+        await worker._parts.listener.unlisten()
         await parked(worker)
         blocked = await enqueue(redis, "blocks", 3)
         await eventually(lambda: redis.exists(f"runs:{blocked.job_id}"))
@@ -305,7 +305,7 @@ async def no_messages(redis: ArqRedis) -> AsyncIterator[None]:
 
 
 async def parked(*workers: Worker) -> None:
-    await eventually(lambda: all(worker._listener._parked for worker in workers))
+    await eventually(lambda: all(worker._parts.listener._parked for worker in workers))
     await asyncio.sleep(0.05)  # for the claim to be in Redis
 
 
@@ -424,8 +424,8 @@ async def is_whole(redis: ArqRedis, job_id: str) -> bool:
 async def test_a_claim_that_waits_is_over_at_its_time(redis: ArqRedis, serve: MakeWorker) -> None:
     worker = await serve(lease=0.6)  # for a third of it
     await parked(worker)
-    number = worker._scripts._claims
-    await eventually(lambda: worker._scripts._claims > number + 2, within_s=2)
+    number = worker._parts.intake._scripts._claims
+    await eventually(lambda: worker._parts.intake._scripts._claims > number + 2, within_s=2)
     assert worker._failures == 0
 
 

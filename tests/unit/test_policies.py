@@ -9,7 +9,7 @@ from arq import Retry
 from arq.worker import JobExecutionFailed, RetryJob
 
 from aegis_worker.queue.policies import Backoff, RateLimit
-from aegis_worker.worker.execution import Again, Ended, decide
+from aegis_worker.worker.outcome import Ended, Requeued, decide
 
 BACKOFF = Backoff(base=2, limit=60)
 
@@ -23,7 +23,7 @@ def test_the_wait_doubles_up_to_its_limit_and_is_spread() -> None:
 
 def test_a_failure_is_tried_again_until_the_last_try() -> None:
     error = ValueError("x")
-    assert isinstance(decide(error, 2, 3, BACKOFF), Again)
+    assert isinstance(decide(error, 2, 3, BACKOFF), Requeued)
     assert decide(error, 3, 3, BACKOFF) == Ended(False, error, "failed")
     assert decide(error, 1, 3, None) == Ended(False, error, "failed")
     assert decide(TimeoutError(), 3, 3, BACKOFF).reason == "timeout"
@@ -37,12 +37,12 @@ def test_no_limit_is_none_rather_than_zero() -> None:
 
 @pytest.mark.parametrize("error", [RetryJob(), asyncio.CancelledError()])
 def test_what_asks_for_another_try_gets_it_at_once(error: BaseException) -> None:
-    assert decide(error, 1, 3, BACKOFF) == Again(0)
-    assert decide(error, 1, 3, None) == Again(0)
+    assert decide(error, 1, 3, BACKOFF) == Requeued(0)
+    assert decide(error, 1, 3, None) == Requeued(0)
 
 
 def test_arq_retry_says_when_and_is_bounded_like_the_rest() -> None:
-    assert decide(Retry(defer=1.5), 1, 3, None) == Again(1.5)
+    assert decide(Retry(defer=1.5), 1, 3, None) == Requeued(1.5)
     end = decide(Retry(defer=1.5), 3, 3, None)
     assert isinstance(end, Ended)
     assert isinstance(end.result, JobExecutionFailed)

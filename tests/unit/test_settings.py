@@ -13,7 +13,7 @@ from aegis_worker.payload import Serializer
 from aegis_worker.project import Project, current
 from aegis_worker.redis.pool import create_pool
 from aegis_worker.settings import STOP_MARGIN_S, QueueOverrides
-from aegis_worker.worker import keeper, worker
+from aegis_worker.worker import keeper, pulse, runner, worker
 from app.components.worker.queues import configured
 from app.core.config import Settings
 from docs import generate
@@ -164,8 +164,8 @@ def test_what_cannot_work_is_said(values: dict[str, object], said: str) -> None:
 
 def test_what_comes_after_a_drain_fits_into_its_margin() -> None:
     settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + STOP_MARGIN_S)
-    most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + worker.FORGET_S
-    assert worker.CANCEL_WAIT_S < worker.GIVE_BACK_S
+    most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + pulse.FORGET_S
+    assert runner.CANCEL_WAIT_S < worker.GIVE_BACK_S
     assert most + 2 <= STOP_MARGIN_S == configuration.STOP_MARGIN_S
 
 

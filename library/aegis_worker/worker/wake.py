@@ -1,8 +1,9 @@
-"""Wake-up: an idle worker's next claim waits in Redis for the queue's bell, which rings when there is something to do.
+"""Wake-up: the next claim of a worker that idles waits in Redis for the queue's bell.
 
-Our own producers' script rings it, and so does a claim that leaves due jobs behind. Of jobs from stock producers Redis
-tells those that listen, a few of the workers that idle, and they ring it. So a job wakes one worker or two, however
-many idle, and those which have waited longest come first.
+The bell is a key, and to ring it is to write it. Our own producers' script rings it, and so does a claim that leaves
+due jobs behind. A few of the idle workers listen to Redis's keyspace events, which tell them of jobs from stock
+producers; then they ring the bell. So a job wakes one or two workers, whatever the number of those that idle. Those
+which have waited longest come first.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ DOUBT_S = 60.0  #: after a job of which nobody was told
 
 
 class Listener:
-    """Waits for the bell, and listens: ``on_job`` is called when a job was enqueued that this worker is to look for,
+    """Waits for the bell, and listens: ``on_job`` is called when a job was enqueued for which this worker has to poll,
     ``on_abort`` when an abort is asked for.
 
     It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
-    busy one finds its next jobs by itself, and would read a message for each that is enqueued.
+    busy one finds its next jobs by itself, and would read a message for each job that is enqueued.
 
-    Its connection carries no large replies: Redis ends one that listens when some MiB of them wait to be read.
+    Its connection carries no large replies, since Redis closes one that listens when some MiB of them wait to be read.
 
     :param call: runs a command over another connection
     :param ends: listen for jobs that end, too
@@ -61,7 +62,8 @@ class Listener:
         name = uuid4().hex
         self._bell, self._own_bell = keys.bell(queue_name), keys.own_bell(name)
         self._parked = False
-        self.overslept = False  #: what was parked last ran without a bell
+        self._engaged = False
+        self.unprompted = False  #: what was parked last ran without a bell
         self._doubt_until = 0.0
         self._to_ring: set[str] = set()
         self._ringing: asyncio.Task[None] | None = None
@@ -85,10 +87,23 @@ class Listener:
 
     @property
     def proved(self) -> bool:
-        """Whether jobs wake this worker; where they do not, only looking helps."""
+        """Whether new jobs wake this worker; where they do not, it has to poll."""
         return self.connected and self._proved and self._may_park
 
-    async def start(self) -> None:
+    async def engage(self) -> None:
+        """Connect, where there is no connection: the worker idles."""
+        self._engaged = True
+        if not self.connected:
+            await self._start()
+
+    async def release(self) -> None:
+        """Stop listening: the worker is busy, and has no need to be notified. What it was notified of, others may not
+        know."""
+        if self._engaged:
+            self._engaged = False
+            await self.unlisten()
+
+    async def _start(self) -> None:
         """Connect, and ask for the proof."""
         self.connected = True  # from here on a loss of the connection is ours
         self._asked, self._proved, self._may_park, self._may_listen = False, False, True, True
@@ -97,7 +112,7 @@ class Listener:
             await self._ask()
         except NoPermissionError as error:
             self._may_listen = False
-            logger.warning("jobs are looked for now and then, as nothing may be listened to: %s", error)
+            logger.warning("the queue is polled, since this user may not listen to it: %s", error)
         except BaseException:
             self.connected = False
             raise
@@ -130,18 +145,18 @@ class Listener:
         return True
 
     def doubt(self) -> None:
-        """A job came of which nobody was told: those that listen may stand still."""
+        """A job came of which nobody was notified: those that listen may stand still."""
         self._doubt_until = monotonic() + DOUBT_S
 
     async def unlisten(self) -> None:
-        """Listen to the queue no more, and have another worker that idles look: it may have to listen, and may not know
-        what falls due."""
+        """Stop listening to the queue, and wake another worker that idles: it may have to listen, and may not know what
+        falls due."""
         if not self.connected:
             return
         stop = [("UNSUBSCRIBE", self._queue_channel)] if self.listening else []
         self.listening = False
         with contextlib.suppress(OutOfMemoryError):  # nothing can be enqueued then, and claims ring for what is there
-            # In one breath: a job that was claimed may keep the loop busy from here on.
+            # At once: a job that was claimed may keep the loop busy from here on.
             await self._wire.calls(*stop, ("ZADD", self._bell, 0, ""))
 
     async def check(self) -> None:
@@ -149,9 +164,9 @@ class Listener:
         await (self._wire.call("PING") if self._asked else self._ask())
 
     async def park(self, *command: Field, within_s: float) -> Any:
-        """Have Redis run a command once the bell rings, ``rouse`` is called or so long is over; return its reply."""
+        """Have Redis run a command once the bell rings, ``wake`` is called or so long is over; return its reply."""
         self._parked = True
-        timer = asyncio.get_running_loop().call_later(within_s, self.rouse) if within_s < self.park_s else None
+        timer = asyncio.get_running_loop().call_later(within_s, self.wake) if within_s < self.park_s else None
         wait = ("BZPOPMIN", self._bell, self._own_bell, self.park_s)
         try:
             bell, reply = await self._wire.calls(wait, command, more_s=self.park_s)
@@ -159,10 +174,10 @@ class Listener:
             self._parked = False
             if timer:
                 timer.cancel()
-        self.overslept = bell is None
+        self.unprompted = bell is None
         if isinstance(bell, Exception):
             self._may_park = False
-            logger.warning("no claim can wait for the bell, so jobs are looked for now and then: %s", bell)
+            logger.warning("the queue is polled, since no claim can wait for the bell: %s", bell)
         return reply
 
     @property
@@ -170,15 +185,15 @@ class Listener:
         """Whether something is parked. What its reply came right behind, it has found: all comes in order."""
         return self._parked and self._wire.owed
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Have Redis run what is parked now."""
         if self.waits:
             self._ring_soon(self._own_bell)
 
     def _hear_job(self) -> None:
-        asyncio.get_running_loop().call_soon(self._ring_or_look)  # when all is read that came with it
+        asyncio.get_running_loop().call_soon(self._ring_or_notify)  # when all is read that came with it
 
-    def _ring_or_look(self) -> None:
+    def _ring_or_notify(self) -> None:
         if self.waits:
             self._ring_soon(self._bell)
         else:

@@ -1,9 +1,9 @@
 """The worker, from its start to its stop.
 
-It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended. Three
-things go on at a time: ``JobClaimer`` claims jobs for the slots that are free, ``JobRunner`` runs each in a task of its
-own, and ``Commits`` stores how they ended. ``Keeper`` renews the leases from a thread, ``Listener`` has Redis tell of
-new jobs.
+It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended. It is
+the one subclass of arq's worker, and puts the parts together: ``Intake`` claims jobs for the slots that are free,
+``Runner`` runs each in a task of its own by an ``Executor``, ``Commits`` stores how they ended, ``Keeper`` renews the
+leases from a thread, ``Listener`` waits for new jobs, and ``Pulse`` does what is due twice a second.
 """
 
 from __future__ import annotations
@@ -14,45 +14,73 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
-from importlib.metadata import version
+from dataclasses import dataclass
+from datetime import timezone as Timezone
+from importlib.metadata import version as version_of
+from math import inf
 from signal import Signals
 from time import monotonic, time
 from typing import Any
 
-from aegis_worker.queue import keys, replicas
-from aegis_worker.queue.policies import RateLimit
-from aegis_worker.queue.scripts import RECONNECT, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Scripts, cancelled
-from aegis_worker.queue.settlement import Retried
+import arq.worker
+from arq.connections import ArqRedis, RedisSettings
+from arq.constants import default_queue_name
+from arq.constants import expires_extra_ms as a_day_ms
+from arq.cron import CronJob
+from arq.jobs import Deserializer, Serializer
+from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
+from arq.worker import Function
+
+from aegis_worker.queue import keys
+from aegis_worker.queue.policies import Backoff, RateLimit
+from aegis_worker.queue.scripts import RECONNECT, RENEWALS_PER_LEASE, UNAVAILABLE, Call, Scripts
+from aegis_worker.queue.settlement import Lease
 from aegis_worker.redis.connection import connect, prepare
 from aegis_worker.redis.wire import Wire
-from aegis_worker.worker.claimer import JobClaimer
 from aegis_worker.worker.commits import Commits
 from aegis_worker.worker.cron import Cron
-from aegis_worker.worker.execution import Cause
+from aegis_worker.worker.executor import Executor
+from aegis_worker.worker.idle import Park
+from aegis_worker.worker.intake import Intake
 from aegis_worker.worker.keeper import Keeper
 from aegis_worker.worker.options import attributes, parameters
+from aegis_worker.worker.outcome import NO_TIMEOUT_S, RetryOn
 from aegis_worker.worker.peers import Peers
+from aegis_worker.worker.phase import Life, Phase
+from aegis_worker.worker.pulse import PULSE_S, Health, Pulse
+from aegis_worker.worker.runner import Runner
 from aegis_worker.worker.wake import PARK_S, Listener
 
-if not version("arq").startswith("0.28."):
-    raise ImportError(f"this runtime is written against arq 0.28, not {version('arq')}: its internals differ")
+if not version_of("arq").startswith("0.28."):
+    raise ImportError(f"this runtime is written against arq 0.28, not {version_of('arq')}: its internals differ")
 
 logger = logging.getLogger(__name__)
 
-PULSE_S = 0.5  #: between two looks at health and cron jobs
-BEAT_EVERY_S = 1.0
-# After the drain, all of them together less than the `STOP_MARGIN_S` of the app's configuration:
+CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
+# After the drain, all of them together less than the `STOP_MARGIN_S` of the settings:
 LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
-CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
-GIVE_BACK_S = 7.0  #: of which the last ends have the rest to be stored before the process ends without them
-FORGET_S = 1.0  #: what Redis has to take us out of the registry
-FORGET_AGAIN_S = 0.05  #: between two tries of that
-KEEP_ABORTS_S = 86_400  #: for jobs that are queued; those of jobs that had ended are left over
+GIVE_BACK_S = 7.0  #: for running jobs to clean up and for their ends to be stored, before the process ends without them
 
 
-class Worker(JobClaimer):
-    """Runs the jobs of one queue; takes every argument of ``arq.worker.Worker``, and these.
+@dataclass(slots=True)
+class Parts:
+    """What a worker consists of once it has connected."""
+
+    wire: Wire
+    listener: Listener
+    commits: Commits
+    keeper: Keeper
+    runner: Runner
+    intake: Intake
+    health: Health
+    pulse: Pulse
+
+
+class Worker(arq.worker.Worker):
+    """Runs the jobs of one queue; takes every argument of ``arq.worker.Worker``, and more.
+
+    Not used are ``queue_read_limit``, since a claim reads no more jobs than it takes, ``health_check_key``, since each
+    replica has a key of its own, and ``log_results``.
 
     :param backoff: wait between the tries of a job that raises; None fails it at once, as arq does
     :param retry_on: the exceptions that are tried again, with a ``backoff``; ``Retry`` and its kind always are
@@ -68,30 +96,99 @@ class Worker(JobClaimer):
 
     def __init__(
         self,
-        functions: Sequence[Any] = (),
+        functions: Sequence[Function | WorkerCoroutine] = (),
         *,
+        queue_name: str | None = default_queue_name,
+        cron_jobs: Sequence[CronJob] | None = None,
+        redis_settings: RedisSettings | None = None,
+        redis_pool: ArqRedis | None = None,
+        burst: bool = False,
+        on_startup: StartupShutdown | None = None,
+        on_shutdown: StartupShutdown | None = None,
+        on_job_start: StartupShutdown | None = None,
+        on_job_end: StartupShutdown | None = None,
+        after_job_end: StartupShutdown | None = None,
+        handle_signals: bool = True,
+        job_completion_wait: int = 0,
+        max_jobs: int = 10,
+        job_timeout: SecondsTimedelta | None = 300,
+        keep_result: SecondsTimedelta = 3600,
+        keep_result_forever: bool = False,
+        poll_delay: SecondsTimedelta = 0.5,
+        queue_read_limit: int | None = None,
+        max_tries: int = 5,
+        health_check_interval: SecondsTimedelta = 3600,
+        health_check_key: str | None = None,
+        ctx: dict[Any, Any] | None = None,
+        retry_jobs: bool = True,
+        allow_abort_jobs: bool = False,
+        max_burst_jobs: int = -1,
+        job_serializer: Serializer | None = None,
+        job_deserializer: Deserializer | None = None,
+        expires_extra_ms: int = a_day_ms,
+        timezone: Timezone | None = None,
+        log_results: bool = True,
+        backoff: Backoff | None = None,
+        retry_on: RetryOn = Exception,
         rate_limit: RateLimit | str | None = None,
         global_concurrency: int = 0,
         replica: str | None = None,
         version: str | None = None,
         on_beat: Callable[[], object] | None = None,
+        lease: float = 12,
         blocked_log: float = 2,
         blocked_exit: float = 120,
-        **options: Any,
     ) -> None:
-        super().__init__(functions, **options)
+        super().__init__(
+            functions,
+            queue_name=queue_name,
+            cron_jobs=cron_jobs,
+            redis_settings=redis_settings,
+            redis_pool=redis_pool,
+            burst=burst,
+            on_startup=on_startup,
+            on_shutdown=on_shutdown,
+            on_job_start=on_job_start,
+            on_job_end=on_job_end,
+            after_job_end=after_job_end,
+            handle_signals=handle_signals,
+            job_completion_wait=job_completion_wait,
+            max_jobs=max_jobs,
+            job_timeout=NO_TIMEOUT_S if job_timeout is None else job_timeout,  # arq compares it with the functions' own
+            keep_result=keep_result,
+            keep_result_forever=keep_result_forever,
+            poll_delay=poll_delay,
+            queue_read_limit=queue_read_limit,
+            max_tries=max_tries,
+            health_check_interval=health_check_interval,
+            health_check_key=health_check_key,
+            ctx=ctx,
+            retry_jobs=retry_jobs,
+            allow_abort_jobs=allow_abort_jobs,
+            max_burst_jobs=max_burst_jobs,
+            job_serializer=job_serializer,
+            job_deserializer=job_deserializer,
+            expires_extra_ms=expires_extra_ms,
+            timezone=timezone,
+            log_results=log_results,
+        )
+        if job_timeout is None:
+            self.job_timeout_s = inf
+        self.backoff = backoff
+        self.retry_on = retry_on
         self.rate_limit = RateLimit.parse(rate_limit) if isinstance(rate_limit, str) else rate_limit
         self.global_concurrency = global_concurrency
         self.replica = replica or f"{socket.gethostname()}-{os.getpid()}"
         self.version = version
         self.on_beat = on_beat
+        self.lease_s = lease
         self.blocked_log_s = blocked_log
         self.blocked_exit_s = blocked_exit
-        self._urgent = asyncio.Event()  # for a pulse before its time
-        self._running = False
-        self._failures = 0  # looks in a row that Redis refused
-        self._stated: str | None = None  # the state in the last health record; None: write it anew
-        self._last_beat = 0.0
+        self._ends_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S  # in which any job has ended for certain
+        self._life = Life()
+        self._parts: Parts | None = None
+        self._wake = asyncio.Event()  # for a poll of the queue
+        self._failures = 0  # polls in a row that Redis refused
         self._started_at = time()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -107,21 +204,27 @@ class Worker(JobClaimer):
             await self.on_shutdown(self.ctx)
 
     async def main(self) -> None:
-        """Serve the queue until a signal, or in burst mode until no job is due."""
-        if self._stop_at is not None:  # a signal came before its time
+        """Serve the queue until a signal, or in burst mode until no job is due.
+
+        Raises ``RuntimeError`` for a worker that was closed.
+        """
+        if self._life.phase is Phase.DRAINING:  # a signal came before its time
             return
-        if not self._running:  # or this is another burst
-            await self._open()
-        self._dry = False
-        pulse = asyncio.create_task(self._pulse())
+        if self._parts is None:  # or this is another burst
+            self._life.enter(Phase.OPENING)
+            self._parts = await self._open()
+        if not self._life.stopping:
+            self._life.enter(Phase.SERVING)
+        self._parts.intake.exhausted = False
+        pulse = asyncio.create_task(self._parts.pulse.run())
         logger.info("serving %s as %s: %s", self.queue_name, self.replica, ", ".join(self.functions))
         try:
-            await self._serve(pulse)
+            await self._serve(self._parts, pulse)
         finally:
             pulse.cancel()
             await asyncio.gather(pulse, return_exceptions=True)
 
-    async def _open(self) -> None:
+    async def _open(self) -> Parts:
         if self._pool is None:
             self._pool = await connect(
                 self.redis_settings,
@@ -130,38 +233,75 @@ class Worker(JobClaimer):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
-        await prepare(self.pool.connection_pool)
-        self.ctx |= {"redis": self.pool, "replica": self.replica}
+        pool, connections = self._pool, self._pool.connection_pool
+        await prepare(connections)
+        self.ctx |= {"redis": pool, "replica": self.replica}
         await self.startup()
-        self._wire = Wire(self.pool.connection_pool)
-        self._listener = Listener(
-            self.pool.connection_pool,
+        wire = Wire(connections)
+        scripts = self._scripts(wire.call)
+        commits = Commits(scripts)
+        peers = Peers(pool, self.queue_name)
+        runner = Runner(
+            Executor(self, pool, peers),
+            commits,
+            peers,
+            self,
+            ends_s=self._ends_s,
+            on_free=self._wake.set,
+            on_stored=self._end_stored,
+        )
+        health = Health(
+            pool, self.queue_name, self.replica, interval_s=self.health_check_interval, state=self._describe
+        )
+        pulse = Pulse(
+            pool,
+            health,
+            runner,
+            Cron(pool, self.queue_name, self.replica, self.cron_jobs),
+            on_beat=self.on_beat,
+            aborts=self.allow_abort_jobs,
+            available=lambda: self._failures == 0,
+            accepts=lambda: self.allow_pick_jobs,
+            on_first=self._poll_again,
+            ahead_s=2 * max(self.poll_delay_s, PULSE_S),  # as arq
+            timezone=self.timezone,
+        )
+        listener = Listener(
+            connections,
             self.queue_name,
-            on_job=self._hear_of_job,
-            on_abort=self._urgent.set,
-            call=self._wire.call,
+            on_job=self._notified,
+            on_abort=pulse.hurry,
+            call=wire.call,
             ends=self.global_concurrency > 0,
             park_s=min(PARK_S, self.lease_s / RENEWALS_PER_LEASE),
         )
-        self._scripts = self._make_scripts(self._wire.call)
-        self._commits = Commits(self._scripts)
-        self._peers = Peers(self.pool, self.queue_name)
-        self._cron = Cron(self.pool, self.queue_name, self.replica, self.cron_jobs)
-        self._keeper = Keeper(
-            self.pool.connection_pool,
-            self._make_scripts,
-            leases=self._leases,
-            lost=self._lose_from_thread,
+        keeper = Keeper(
+            connections,
+            self._scripts,
+            leases=runner.runs.leases,
+            lost=self._lost_in_thread,
             lease_s=self.lease_s,
             blocked_log_s=self.blocked_log_s,
             blocked_exit_s=self.blocked_exit_s,
-            listens=lambda: self._listener.listening,
+            listens=lambda: listener.listening,
             bell=keys.bell(self.queue_name),
         )
-        self._keeper.start()
-        self._running = True
+        intake = Intake(
+            scripts,
+            listener,
+            keeper,
+            runner,
+            peers,
+            accepts=lambda: self.allow_pick_jobs,
+            most=self._burst_left,
+            lease_s=self.lease_s,
+            poll_s=self.poll_delay_s,
+            listens=not self.burst,
+        )
+        keeper.start()
+        return Parts(wire, listener, commits, keeper, runner, intake, health, pulse)
 
-    def _make_scripts(self, call: Call) -> Scripts:
+    def _scripts(self, call: Call) -> Scripts:
         return Scripts(
             call,
             self.queue_name,
@@ -175,161 +315,162 @@ class Worker(JobClaimer):
         """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
         if self._pool is None:
             return
+        parts = self._parts
         try:
-            if self._running:
-                await self._give_back()
-                await self._sign_off()
+            if parts:
+                await self._stop(parts)
+                await parts.health.forget()
         finally:
             try:
                 await self.shutdown()
             except Exception:
                 logger.exception("shutdown raised")
-                if self._running:  # else that may come of a start that failed, which then is what counts
+                if parts:  # else that may come of a start that failed, which then is what counts
                     raise
             finally:
                 with contextlib.suppress(*UNAVAILABLE):
                     await self.pool.aclose(close_connection_pool=True)
                 self._pool = None
-        if self._running:
+                self._life.enter(Phase.CLOSED)
+        if parts:
             counts = (self.jobs_complete, self.jobs_failed, self.jobs_retried)
             logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
 
-    async def _give_back(self) -> None:
-        self._stop_at = self._stop_at or monotonic()
-        over_at = monotonic() + GIVE_BACK_S
+    async def _stop(self, parts: Parts) -> None:
+        """End the loop, give back what still runs, and store all ends, in ``GIVE_BACK_S`` and a little more."""
+        if not self._life.stopping:
+            self._life.drain(0)
+        self._life.enter(Phase.CLOSING)
+        until = monotonic() + GIVE_BACK_S
         if self.main_task and not self.main_task.done():  # closed without a signal
             self.allow_pick_jobs = False
-            self._look_now()
+            self._poll_now(parts)
             await asyncio.wait([self.main_task], timeout=LAST_CALL_S)
             self.main_task.cancel()
             await asyncio.wait([self.main_task])
-        if self.tasks:
-            logger.warning("%d jobs go back to the queue: %s", len(self.tasks), ", ".join(self.tasks))
-            for job_id in self.tasks:
-                if run := self._runs.get(job_id):
-                    run.interrupt(Cause.STOP)
-            _, stuck = await asyncio.wait(set(self.tasks.values()), timeout=CANCEL_WAIT_S)
-            for task in stuck:
-                task.cancel()
-            if stuck:
-                _, stuck = await asyncio.wait(stuck, timeout=1)
-            for run in list(self._runs.values()):
-                if run.task in stuck and not run.settling:  # by then it has ended with its process
-                    self._settle(run, Retried(run.claim.lease, int(self.lease_s * 1000)))
-        if not await self._commits.flush(over_at - monotonic()):
-            logger.error("ends of %d jobs could not be stored: they will run again", len(self._runs))
-        if self._unheard:
-            with contextlib.suppress(*UNAVAILABLE):
-                async with asyncio.timeout(max(0, over_at - monotonic())):
-                    await self._recall()
-        await self._commits.close()
-        if self._hooks:
-            await asyncio.wait(self._hooks, timeout=max(0, over_at - monotonic()))
-        await self._keeper.stop()
-        self._listener.close()
-        self._wire.close()
-
-    async def _sign_off(self) -> None:
-        """Leave the registry; where that loses its connection, over another."""
-        until = self.loop.time() + FORGET_S
-        while self.loop.time() < until:
-            with contextlib.suppress(*UNAVAILABLE):
-                async with asyncio.timeout_at(until):
-                    await replicas.forget(self.pool, self.queue_name, self.replica)
-                    return
-            await asyncio.sleep(FORGET_AGAIN_S)
+        await parts.runner.stop(self.lease_s, until)
+        with contextlib.suppress(*UNAVAILABLE):
+            async with asyncio.timeout(max(0, until - monotonic())):
+                await parts.intake.close()
+        await parts.commits.close()
+        await parts.runner.stop_hooks(until)
+        await parts.keeper.stop()
+        parts.listener.close()
+        parts.wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
         """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once.
 
         While ``startup`` runs, each cancels that.
         """
-        if self._stop_at is None:
-            self.allow_pick_jobs = False
-            self._stop_at = monotonic() + self._job_completion_wait
+        self.allow_pick_jobs = False
+        if self._life.drain(self._job_completion_wait):
             logger.info("%s: draining %d jobs, %ds at most", signum.name, len(self.tasks), self._job_completion_wait)
-            self._urgent.set()
+            if self._parts:
+                self._parts.pulse.hurry()
             if self.on_stop:
                 try:
                     self.on_stop(signum)
                 except Exception:
                     logger.exception("on_stop raised")
-        else:
-            self._stop_at = monotonic()
-        if self._running:
-            self._look_now()
+        if self._parts:
+            self._poll_now(self._parts)
         if self.main_task:
             # Once it serves it ends by itself, unless Redis leaves it without an answer.
-            wait_s = self._stop_at - monotonic() + LAST_CALL_S if self._running else 0
+            wait_s = self._life.drain_ends - monotonic() + LAST_CALL_S if self._parts else 0
             self.loop.call_later(wait_s, self.main_task.cancel)
 
     handle_sig_wait_for_completion = handle_sig
 
-    async def _serve(self, pulse: asyncio.Task[None]) -> None:
-        while not self._is_over():
-            self._commits.check()
-            self._keeper.check()
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _serve(self, parts: Parts, pulse: asyncio.Task[None]) -> None:
+        while not self._is_over(parts):
+            parts.commits.check()
+            parts.keeper.check()
             if pulse.done():
                 pulse.result()
             try:
                 if self._failures:
-                    await self._recover()
-                if self._stated is None:
-                    await self.record_health()  # before the first claim: others go by it
-                wait_s = await self._look()
+                    await parts.intake.recover()
+                if not parts.health.known:
+                    await parts.health.record()  # before the first claim: others go by it
+                following = await parts.intake.poll()
             except UNAVAILABLE as error:
                 self._failures += 1
-                self._stated = None
+                parts.health.lapse()
                 wait_s = RECONNECT.delay(self._failures)
-                logger.warning("Redis is unavailable (%s), next look in %.1fs", error or type(error).__name__, wait_s)
-                await self._pause(wait_s)
+                logger.warning("Redis is unavailable (%s), next try in %.1fs", error or type(error).__name__, wait_s)
+                await self._pause(parts, wait_s)
                 continue
             self._failures = 0
-            if not (self._is_over() or self._idle_s):
-                await self._nap(wait_s)
+            if not (self._is_over(parts) or isinstance(following, Park)):
+                await self._sleep(following.wait_s)
         with contextlib.suppress(*UNAVAILABLE):
             async with asyncio.timeout(LAST_CALL_S):
-                await self._listener.unlisten()
+                await parts.listener.unlisten()
 
-    # -- health -------------------------------------------------------------------------------------------------
+    def _is_over(self, parts: Parts) -> bool:
+        if self._life.stopping:
+            return not self.tasks or self._life.drained
+        if not (self.burst and parts.pulse.complete and parts.runner.done):
+            return False
+        return parts.intake.exhausted or self._burst_left() <= 0
 
-    async def _pulse(self) -> None:
-        said = ""
-        while not cancelled():
-            try:
-                await self.record_health()
-                await self._beat()
-                if self.allow_abort_jobs and self.tasks:
-                    await self._interrupt_aborted()
-                await self.heart_beat()  # last, since of all this a full Redis refuses cron jobs alone
-                said = ""
-                if not self._pulsed:
-                    self._pulsed, self._dry = True, False
-                    self._wake.set()
-            except UNAVAILABLE as error:
-                if said != str(error) and not self._failures:  # of which the main loop tells
-                    logger.warning("health, aborts and cron jobs wait for Redis (%s)", error or type(error).__name__)
-                said = str(error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), PULSE_S)
-            self._urgent.clear()
+    def _burst_left(self) -> float:
+        """Return how many more jobs a burst may start."""
+        if not (self.burst and self.max_burst_jobs >= 0 and self._parts):
+            return inf
+        return self.max_burst_jobs - self._parts.runner.started
 
-    async def _beat(self) -> None:
-        if self.on_beat and not self._failures and monotonic() - self._last_beat >= BEAT_EVERY_S:
-            await self.pool.ping()
-            self._last_beat = monotonic()
-            try:
-                self.on_beat()
-            except Exception:  # whoever waits for the beat acts; jobs are none the worse for it
-                logger.exception("on_beat raised")
+    async def _sleep(self, wait_s: float) -> None:
+        """Wait until the next poll; a job's end, a new job or a signal cuts it short."""
+        if self._life.stopping:
+            wait_s = max(0, min(wait_s, self._life.drain_ends - monotonic()))
+        if not self._wake.is_set():
+            timer = self.loop.call_later(wait_s, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        else:
+            await asyncio.sleep(0)  # jobs that can end now do, and their slots are claimed for together
+        self._wake.clear()
 
-    async def record_health(self) -> None:
-        """Write this replica's record, every ``health_check_interval`` seconds and when a drain begins."""
-        stated = "running" if self._stop_at is None else "draining"
-        if stated == self._stated and monotonic() - self._last_health_check < self.health_check_interval:
-            return
-        state = {
-            "state": stated,
+    async def _pause(self, parts: Parts, wait_s: float) -> None:
+        """Wait for so long, or until all is over."""
+        until = monotonic() + wait_s
+        while (left_s := until - monotonic()) > 0 and not self._is_over(parts):
+            await self._sleep(left_s)
+
+    def _poll_now(self, parts: Parts) -> None:
+        self._wake.set()
+        parts.listener.wake()
+
+    def _poll_again(self) -> None:
+        """Something may have become due."""
+        if self._parts:
+            self._parts.intake.exhausted = False
+        self._wake.set()
+
+    def _notified(self) -> None:
+        """A job was enqueued, and no claim of ours waits for the bell: poll at once."""
+        if self._parts:
+            self._parts.intake.notify()
+        self._wake.set()
+
+    def _end_stored(self) -> None:
+        if intake := self._parts and self._parts.intake:
+            intake.exhausted = False  # a job that is to run again may be due
+            if self.burst or intake.backlogged:
+                self._wake.set()
+
+    def _lost_in_thread(self, leases: list[Lease]) -> None:
+        if self._parts:
+            self.loop.call_soon_threadsafe(self._parts.runner.runs.lose, leases)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the health record says."""
+        return {
+            "state": "draining" if self._life.stopping else "running",
             "version": self.version,
             "functions": list(self.functions),
             "pid": os.getpid(),
@@ -340,19 +481,6 @@ class Worker(JobClaimer):
             "failed": self.jobs_failed,
             "retried": self.jobs_retried,
         }
-        await replicas.record(
-            self.pool,
-            self.queue_name,
-            self.replica,
-            state,
-            interval_s=self.health_check_interval,
-        )
-        self._last_health_check, self._stated = monotonic(), stated
-        await self.pool.zremrangebyscore(keys.ABORT, "-inf", (time() - KEEP_ABORTS_S) * 1000)
-
-    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
-        if self.allow_pick_jobs:
-            await self._cron.enqueue_due(n, timedelta(seconds=delay * num_windows))
 
 
 def create_worker(settings_cls: type, **options: Any) -> Worker:

@@ -1,4 +1,4 @@
-"""One try of one job: from the claim to what is to become of it."""
+"""What becomes of a job: decided by its payload, by its tries, and by what its code has raised."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import asyncio
 import json
 import traceback
 from dataclasses import dataclass
-from enum import Enum
 from time import time
 from typing import Any, NamedTuple
 
-from arq.cron import CronJob
 from arq.jobs import DeserializationError, Deserializer, deserialize_job_raw
-from arq.worker import Function, JobExecutionFailed, Retry, RetryJob
+from arq.worker import JobExecutionFailed, Retry, RetryJob
 
 from aegis_worker.queue.policies import Backoff
 from aegis_worker.queue.scripts import LATEST_MS, MOST_TRIES, UNREAD_FUNCTION, Claim
@@ -23,15 +21,6 @@ MOST_TOLD = 1 << 15  #: characters of an error, and of its traceback's end, in a
 
 #: A job with no time limit is taken for dead after so long when all workers that know better are gone.
 NO_TIMEOUT_S = 86_400
-
-
-class Cause(Enum):
-    """Why a running job is interrupted."""
-
-    TIMEOUT = "timeout"
-    ABORT = "abort"
-    STOP = "stop"
-    LOST = "lost"
 
 
 class Job(NamedTuple):
@@ -45,30 +34,6 @@ class Job(NamedTuple):
 
 
 UNREAD = Job(UNREAD_FUNCTION, (), {}, 1, 0)
-
-
-@dataclass(slots=True)
-class Run:
-    """A claim in this worker's hands, until its end is stored."""
-
-    claim: Claim
-    ends_by: float  #: on the monotonic clock: from then on its lease is not renewed
-    job: Job = UNREAD
-    function: Function | CronJob | None = None
-    started_ms: int = 0
-    task: asyncio.Task[None] | None = None
-    error: BaseException | None = None  #: what ended its try
-    begun: bool = False  #: its own code, or on_job_start, was called
-    interruptible: bool = True  #: its code may still be cancelled
-    settling: bool = False  #: how it ended is on its way to Redis
-    cause: Cause | None = None
-
-    def interrupt(self, cause: Cause) -> None:
-        """Cancel the job's code, if it still runs, or have it not begin; the first cause stands."""
-        if self.interruptible and self.cause is None:
-            self.cause = cause
-            if self.begun and self.task:  # one that is cancelled before its first step would settle nothing
-                self.task.cancel()
 
 
 class Refusal(Exception):
@@ -113,7 +78,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Requeued:
     """The job goes back to its queue."""
 
     wait_s: float = 0
@@ -153,7 +118,7 @@ def decide(
     *,
     retry_on: RetryOn = Exception,
     retry_jobs: bool = True,
-) -> Ended | Again:
+) -> Ended | Requeued:
     """Say what is to become of a job whose try ended with ``error``.
 
     ``arq.Retry`` asks for another try at a time of its own; any other of ``retry_on`` is tried again where the
@@ -167,8 +132,8 @@ def decide(
     if tries >= max_tries:
         return Ended(False, _exhausted(error, max_tries) if wanted else error, reason)
     if isinstance(error, Retry):
-        return Again((error.defer_score or 0) / 1000)
-    return Again(0 if wanted or backoff is None else backoff.delay(tries))
+        return Requeued((error.defer_score or 0) / 1000)
+    return Requeued(0 if wanted or backoff is None else backoff.delay(tries))
 
 
 def _exhausted(retry: BaseException, max_tries: int) -> JobExecutionFailed:

@@ -1,0 +1,49 @@
+"""The phases of a worker's life, which it goes through one way."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import inf
+from time import monotonic
+
+
+class Phase(IntEnum):
+    """Each is entered once; some may be left out, as by a signal that comes before the worker serves."""
+
+    NEW = 0  #: nothing is open
+    OPENING = 1  #: it connects, and `startup` runs
+    SERVING = 2  #: it claims jobs and runs them
+    DRAINING = 3  #: it claims nothing more; running jobs may finish
+    CLOSING = 4  #: what still runs goes back to the queue, and `shutdown` runs
+    CLOSED = 5
+
+
+class Life:
+    """Which phase a worker is in, and when its drain ends."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.NEW
+        self.drain_ends = inf  #: on the monotonic clock
+
+    def enter(self, phase: Phase) -> None:
+        """Enter a phase. Raises ``RuntimeError`` for one that is over."""
+        if phase < self.phase:
+            raise RuntimeError(f"a worker that is {self.phase.name.lower()} cannot be {phase.name.lower()} again")
+        self.phase = phase
+
+    def drain(self, wait_s: float) -> bool:
+        """Begin to drain, for so long at most; return False where that had begun, and so ends at once."""
+        first = self.phase < Phase.DRAINING
+        self.phase = max(self.phase, Phase.DRAINING)
+        self.drain_ends = monotonic() + (wait_s if first else 0)
+        return first
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is to be claimed."""
+        return self.phase >= Phase.DRAINING
+
+    @property
+    def drained(self) -> bool:
+        """Whether the time of the drain is over."""
+        return monotonic() >= self.drain_ends
