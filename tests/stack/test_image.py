@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from tests.stack.conftest import MakeStack, Stack
 
 #: A name of our own: the other tests' image is built anew beside this one.
 IMAGE = f"aegis-image-{uuid.uuid4().hex[:8]}"
+
+PYTHON_IMAGE = "python:3.13-slim-trixie"
 
 #: Looks through the image, as root: what is privileged, what there is to run, what Python can load and whom it trusts.
 LOOK = """
@@ -48,6 +50,16 @@ print(json.dumps({
 }))
 """
 
+#: Makes of Debian's Python one that belongs to no package, as in Python's official images.
+TO_USR_LOCAL = """
+set -e
+name=$(readlink /usr/bin/python3)
+cp -a "/usr/lib/$name" /usr/local/lib/
+cp "/usr/bin/$name" /usr/local/bin/
+ln -s "$name" /usr/local/bin/python3
+dpkg --purge --force-depends $(dpkg-query --show --showformat='${Package}\\n' | grep -E '^(lib)?python3' | grep -v whl)
+"""
+
 #: What comes with Debian or Python, and would be of use to an intruder alone.
 UNWANTED = {
     *("apt", "apt-get", "dpkg", "dpkg-deb", "pip", "pip3", "tar", "gzip", "perl", "bash", "awk", "mawk", "openssl"),
@@ -64,13 +76,48 @@ def stack(make_stack: MakeStack) -> Iterator[Stack]:
     stack.run("docker", "image", "rm", f"{IMAGE}:dev")
 
 
-@pytest.fixture(scope="module")
-def inside(stack: Stack) -> dict[str, Any]:
+def look(image: str) -> dict[str, Any]:
     run = ["docker", "run", "--rm", "--interactive", "--network=none", "--user=0", "--entrypoint=python"]
-    done = subprocess.run([*run, f"{IMAGE}:dev", "-"], input=LOOK, capture_output=True, text=True)
+    done = subprocess.run([*run, image, "-"], input=LOOK, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+@pytest.fixture(scope="module")
+def inside(stack: Stack) -> dict[str, Any]:
+    return look(f"{IMAGE}:dev")
+
+
+@pytest.fixture(scope="module")
+def again(stack: Stack, make_stack: MakeStack) -> Iterator[str]:
+    """What a build says from another folder, with other times and permissions, and nothing out of the cache."""
+    other = make_stack("dev", APP_IMAGE=f"{IMAGE}-again")
+    for folder in ("app", "image", "library", "requirements"):
+        for path in (other.folder / folder).rglob("*"):
+            path.chmod(0o700 if os.access(path, os.X_OK) else 0o600)
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+    # As `make build`, which knows the host's certificates.
+    built = other.make("--eval=again: ; @$(OPS) compose build --no-cache", "again")
+    yield built.stdout + built.stderr
+    stack.run("docker", "image", "rm", f"{IMAGE}-again:dev")
+
+
+@pytest.fixture
+def make_base(stack: Stack) -> Iterator[Callable[[str], str]]:
+    """Makes an image to build on: the usual one, after a script has run in it."""
+    made: list[str] = []
+
+    def make(script: str) -> str:
+        made.append(f"{IMAGE}-base:{len(made)}")
+        container = f"{IMAGE}-base"
+        stack.run("docker", "run", "--name", container, "--network=none", PYTHON_IMAGE, "sh", "-c", script)
+        stack.run("docker", "commit", container, made[-1])
+        stack.run("docker", "rm", container)
+        return made[-1]
+
+    yield make
+    stack.run("docker", "image", "rm", *made)
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +181,48 @@ def test_the_bill_of_materials_has_hashes_of_the_lock_and_licences(sbom: dict[st
     assert sbom["metadata"]["component"]["name"] == "my-app"
 
 
-def test_the_same_input_makes_the_same_layers(stack: Stack, make_stack: MakeStack) -> None:
-    """From another folder, with other times and permissions, and nothing out of the cache."""
-    other = make_stack("dev", APP_IMAGE=f"{IMAGE}-again")
-    for folder in ("app", "image", "library", "requirements"):
-        for path in (other.folder / folder).rglob("*"):
-            path.chmod(0o700 if os.access(path, os.X_OK) else 0o600)
-            os.utime(path, (1_000_000_000, 1_000_000_000))
-    # As `make build`, which knows the host's certificates.
-    other.make("--eval=again: ; @$(OPS) compose build --no-cache", "again")
+def test_the_same_input_makes_the_same_layers(stack: Stack, again: str) -> None:
     inspect = ["docker", "image", "inspect", "--format", "{{json .RootFS.Layers}}"]
-    first, again = (json.loads(stack.run(*inspect, f"{name}:dev").stdout) for name in (IMAGE, f"{IMAGE}-again"))
-    stack.run("docker", "image", "rm", f"{IMAGE}-again:dev")
-    assert first == again
+    first, second = (json.loads(stack.run(*inspect, f"{name}:dev").stdout) for name in (IMAGE, f"{IMAGE}-again"))
+    assert first == second
+
+
+def test_a_build_says_which_packages_stay_and_which_go(again: str, inside: dict[str, Any]) -> None:
+    stay, go = (re.search(rf"trim: \d+ packages {what}, \d+ kB: (.*)", again) for what in ("stay", "go"))
+    assert stay
+    assert go
+    assert re.findall(r"(\S+) \d+", stay[1]) == inside["listed"]
+    assert re.search(r"\bperl-base \d+, ", go[1])
+    assert "/etc/pam.d" in again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("/^Package: netbase$/a Depends: perl-base", "netbase depends on perl-base"),
+        ("s/^Package: tzdata$/Package: zones/", "the base image does not have tzdata"),
+        ("s/ libsqlite3-0 ([^)]*),//", "libsqlite3.so.0: cannot open shared object file"),
+    ],
+)
+def test_a_surprise_in_the_base_image_fails_the_build_by_name(
+    make_base: Callable[[str], str], make_stack: MakeStack, change: str, message: str
+) -> None:
+    """An unwanted package is needed; one that has to be there is not; one is needed, and nothing says so."""
+    base = make_base(f"sed -i '{change}' /var/lib/dpkg/status")
+    done = make_stack("dev", APP_IMAGE=f"{IMAGE}-none", PYTHON_IMAGE=base).make("build", check=False)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
+def test_a_python_of_no_package_keeps_its_libraries(make_base: Callable[[str], str], make_stack: MakeStack) -> None:
+    stack = make_stack("dev", APP_IMAGE=f"{IMAGE}-local", PYTHON_IMAGE=make_base(TO_USR_LOCAL))
+    stack.make("build")
+    found = look(f"{IMAGE}-local:dev")
+    stack.run("docker", "image", "rm", f"{IMAGE}-local:dev")
+    assert {"libssl3t64", "libsqlite3-0"} <= set(found["listed"])
+    assert [name for name in found["listed"] if "python" in name] == []
+    assert UNWANTED & set(found["commands"]) == set()
+    assert found["modules"] > 40
 
 
 def test_no_image_yet_is_one_line(make_stack: MakeStack) -> None:

@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from image import trim
 from image.sbom import debian
 from image.sbom import fields as fields_of
-from image.trim import closure, fields, package_of
 from ops import configuration
 from ops.configuration import Environment
 from ops.supply import home
 
-PACKAGES = {
-    "python3": {"Depends": "python3.13 (>= 3.13.3-1~), libpython3-stdlib (= 3.13.5-1)"},
-    "python3.13": {"Depends": "libc6 (>= 2.38), media-types | mime-support, libssl3t64"},
-    "libpython3-stdlib": {},
-    "libc6": {"Depends": "libgcc-s1"},
-    "libgcc-s1": {},
-    "libssl3t64": {"Provides": "libssl3 (= 3.5.1)", "Pre-Depends": "libc6:any, dpkg"},
-    "dpkg": {"Depends": "tar"},
-    "tar": {},
-    "perl-base": {"Depends": "libc6"},
-}
+#: A package that others need, each with those that need it.
+NEEDED_BY = {"libc6": {"dash", "tar", "libfoo"}, "libfoo": {"dash"}, "perl-base": {"tar", "netbase"}, "tar": set()}
+
+
+def dpkg(packages: Iterable[str], *_: str) -> subprocess.CompletedProcess[str]:
+    """Answers as dpkg does."""
+    given = sorted(packages)
+    refused = [name for name in given if NEEDED_BY[name] - set(given)]
+    status = "".join(f"status: {name}:amd64 : error : dependency problems - not removing\n" for name in refused)
+    told = "".join(f"dpkg: problems prevent removal of {name}:\n {name} is needed.\n\n" for name in refused)
+    return subprocess.CompletedProcess([], len(refused), status, told)
 
 
 @pytest.mark.parametrize(
-    ("names", "stay"),
+    ("packages", "removed"),
+    [({"tar"}, {"tar"}), ({"libc6", "libfoo", "tar"}, {"tar"}), (set(), set())],
+)
+def test_what_dpkg_refuses_stays(monkeypatch: pytest.MonkeyPatch, packages: set[str], removed: set[str]) -> None:
+    monkeypatch.setattr(trim, "dpkg_purge", dpkg)
+    assert trim.removable(packages) == removed
+
+
+def test_an_unwanted_package_that_is_needed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trim, "dpkg_purge", dpkg)
+    with pytest.raises(SystemExit, match=r"perl-base is not wanted .*\n perl-base is needed"):
+        trim.removable({"libc6", "perl-base", "tar"})
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "useless"),
     [
-        ({"libc6"}, {"libc6", "libgcc-s1"}),
-        ({"libssl3"}, {"libssl3t64", "libc6", "libgcc-s1"}),
-        ({"python3"}, set(PACKAGES) - {"dpkg", "tar", "perl-base"}),
-        ({"tar", "not-installed"}, {"tar"}),
-        (set(), set()),
+        ("bin/good", "#!/bin/sh -e\n", False),
+        ("bin/bad", "#! /no/perl -w\n", True),
+        ("bin/program", "\x7fELF", False),
+        ("sbin/bad", "#!/no/bash", True),
+        ("lib/module.py", "#!/no/python3\n", False),
     ],
 )
-def test_what_stays_is_what_is_asked_for_and_needed(names: set[str], stay: set[str]) -> None:
-    assert closure(names, PACKAGES) == stay
+def test_a_command_without_its_interpreter_is_useless(tmp_path: Path, path: str, content: str, useless: bool) -> None:
+    file = tmp_path / path
+    file.parent.mkdir()
+    file.write_text(content)
+    assert trim.is_useless(file) == useless
 
 
-def test_a_package_is_read_and_named() -> None:
-    stanza = "Package: libc6\nDescription: GNU C Library\n Package: none\nVersion: 2.41-12\n"
-    assert fields(stanza) == {"Package": "libc6", "Description": "GNU C Library", "Version": "2.41-12"}
-    assert package_of(Path("info/libc6:amd64.list")) == "libc6"
-    assert package_of(Path("info/python3.13-minimal.md5sums")) == "python3.13-minimal"
+@pytest.mark.parametrize(
+    ("target", "useless"), [("/nowhere", True), ("/proc/0/mounts", False), ("/run/none", False), ("/", False)]
+)
+def test_a_link_to_nothing_is_useless(tmp_path: Path, target: str, useless: bool) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert trim.is_useless(link) == useless
 
 
 def test_a_package_of_debian_has_a_package_url() -> None:
