@@ -69,7 +69,7 @@ async def test_the_examples_run(
 
     worker = await app("worker")
     try:
-        job = await app("job", "enqueue", "send_mail", mail_service, "ada@example.org", "Hello", "--wait")
+        job = await app("job", "enqueue", "send_mail", mail_service, "user@example.org", "Hello", "--wait")
         async with asyncio.timeout(20):
             assert await job.communicate() == (b"m1\n", None)
 
