@@ -143,7 +143,7 @@ python3 -m ops --env prod app health probe     # one command in a worker's conta
 .venv/bin/my-app health status                 # on the host, after `make test` or `make local`; for dev
 ```
 
-Options such as `--json` stand behind the command. With `--json` a command prints one JSON document.
+Options such as `--json` come after the command. With `--json` a command prints one JSON document.
 `my-app COMMAND --help` prints the same text as this page.
 
 The exit codes mean the same everywhere:
