@@ -11,8 +11,9 @@ from typing import Any
 
 import typer
 
-from app import cli
-from app.core.config import QueueOverrides, Settings
+from aegis_worker import cli
+from aegis_worker.settings import QueueOverrides
+from app.core.config import Settings
 
 DOCS = Path(__file__).resolve().parent
 ENV = DOCS.parent / "env"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 
-from app.components.worker.runtime import keys
+from aegis_worker.queue import keys
 from docs import generate
 from ops import configuration
 from tests.conftest import PASSWORD, ROOT, copy_checkout
