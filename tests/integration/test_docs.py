@@ -141,6 +141,20 @@ def test_the_page_of_keys_has_every_key() -> None:
             assert f"`{key}`" in page, key
 
 
+def test_the_messages_that_the_troubleshooting_page_names_exist() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    named = [name for symptom in symptoms for name in re.findall("`([^`]+)`", symptom)]
+    messages = [part.strip() for name in named if not name.startswith("make ") for part in re.split("…|ENV=prod", name)]
+    files = [file for folder in ("app", "library", "ops") for file in (ROOT / folder).rglob("*.*")]
+    code = (
+        "".join(file.read_text() for file in files if file.suffix in (".py", ".sh")) + (ROOT / "Makefile").read_text()
+    )
+    assert len(messages) > 10
+    for message in messages:
+        assert message in code or message == "SerializationError", message
+
+
 def test_the_targets_that_pages_name_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
