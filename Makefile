@@ -167,8 +167,8 @@ bench: $(VENV) ## Measure this worker beside its peers (ARGS="depth", "replicas"
 lock: $(VENV) ## Lock the dependencies of pyproject.toml, with hashes
 	@PATH=$(CURDIR)/.venv/bin:$$PATH ops/lock.sh
 
-docs: $(VENV) ## Write docs/configuration.md anew from the settings
-	@$(PYTHON) docs/generate.py > docs/configuration.md
+docs: $(VENV) ## Write the generated pages: docs/configuration.md and docs/cli.md
+	@$(PYTHON) docs/generate.py
 
 $(VENV): requirements/dev.txt pyproject.toml library/pyproject.toml
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("this needs Python 3.11; `make up` does with 3.10")'

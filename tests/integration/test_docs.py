@@ -1,8 +1,9 @@
-"""What the pages say: their examples run, their links lead somewhere, the targets they name exist."""
+"""What the pages say: their examples run, their links work, and the commands and keys that they name exist."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 
+from aegis_worker.queue import keys
+from docs import generate
 from ops import configuration
 from tests.conftest import PASSWORD, ROOT, copy_checkout
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: str) -> list[tuple[str | None, str]]:
@@ -66,7 +69,7 @@ async def test_the_examples_run(
 
     worker = await app("worker")
     try:
-        job = await app("job", "enqueue", "send_mail", mail_service, "ada@example.org", "Hello", "--wait")
+        job = await app("job", "enqueue", "send_mail", mail_service, "user@example.org", "Hello", "--wait")
         async with asyncio.timeout(20):
             assert await job.communicate() == (b"m1\n", None)
 
@@ -83,17 +86,73 @@ async def test_the_examples_run(
         await worker.communicate()
 
 
+def without_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The links of a page to other files here and to headings, each as the file and the heading's anchor."""
+    targets = re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", without_code(page))
+    parts = [target.partition("#") for target in targets if "://" not in target]
+    return [((page.parent / name).resolve() if name else page, anchor) for name, _, anchor in parts]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", without_code(page), re.MULTILINE):
+        anchor = base = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        number = 0
+        while anchor in found:
+            number += 1
+            anchor = f"{base}-{number}"
+        found.add(anchor)
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
-        if "://" in target:
-            continue
-        name, _, anchor = target.partition("#")
-        file = page.parent / name if name else page
-        assert file.exists(), target
-        if anchor:
-            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads], target
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for file, anchor in links(page):
+        assert file.exists(), f"{page.name}: {file}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {file.name}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    reached, new = set(), {ROOT / "docs" / "index.md"}
+    while new:
+        reached |= new
+        new = {file for page in new for file, _ in links(page) if file.suffix == ".md"} - reached
+    assert set(PAGES) <= reached
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == generate.cli_page(), "type `make docs`"
+
+
+def test_the_page_of_keys_has_every_key() -> None:
+    page = (ROOT / "docs" / "redis-keys.md").read_text()
+    names = {"queue_name": "arq:queue:QUEUE", "key": "KEY"}
+    for name, value in vars(keys).items():
+        if isinstance(value, str) and value.startswith(("arq:", "worker:")):
+            assert f"`{value}" in page, value
+        elif inspect.isfunction(value) and name not in ("job_id", "short_name"):
+            arguments = {each: names.get(each, each.upper()) for each in inspect.signature(value).parameters}
+            key = re.sub("[A-Z]+", lambda part: f"<{part[0].lower()}>", value(**arguments))
+            assert f"`{key}`" in page, key
+
+
+def test_the_messages_that_the_troubleshooting_page_names_exist() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    named = [name for symptom in symptoms for name in re.findall("`([^`]+)`", symptom)]
+    messages = [part.strip() for name in named if not name.startswith("make ") for part in re.split("…|ENV=prod", name)]
+    files = [file for folder in ("app", "library", "ops") for file in (ROOT / folder).rglob("*.*")]
+    code = (
+        "".join(file.read_text() for file in files if file.suffix in (".py", ".sh")) + (ROOT / "Makefile").read_text()
+    )
+    assert len(messages) > 10
+    for message in messages:
+        assert message in code or message == "SerializationError", message
 
 
 def test_the_targets_that_pages_name_exist() -> None:
