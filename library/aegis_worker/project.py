@@ -61,12 +61,13 @@ class Project:
         return config
 
     @cached_property
-    def _notes(self) -> dict[str, list[str]]:
-        """By queue, what of its ``WorkerSettings`` has no effect; a worker that is made logs it."""
+    def _notes(self) -> dict[tuple[str, str], bool]:
+        """By queue and text, what of its ``WorkerSettings`` has no effect, and whether a worker that was made has logged
+        it."""
         return {}
 
     def _note(self, queue: str, text: str) -> None:
-        self._notes.setdefault(queue, []).append(text)
+        self._notes.setdefault((queue, text), False)
 
     @cached_property
     def worker_class(self) -> type[Worker]:
@@ -153,8 +154,10 @@ class Project:
         for name in given.keys() - known:
             if close := get_close_matches(name.lower(), known, n=1, cutoff=_NEARLY):
                 self._note(queue, f"{name} is no option of a worker and is ignored; is {close[0]} meant?")
-        for note in self._notes.pop(queue, ()):
-            logger.warning("WorkerSettings of %s: %s", queue, note)
+        for (of, note), logged in self._notes.items():
+            if of == queue and not logged:
+                logger.warning("WorkerSettings of %s: %s", queue, note)
+                self._notes[of, note] = True
         given.pop("health_check_key")  # names this host's first process, for `arq --check`; ours is made of `replica`
         shared: dict[str, Any] = {
             "redis_pool": create_pool(config, queue_name=given["queue_name"]),
