@@ -62,8 +62,7 @@ class Project:
 
     @cached_property
     def _notes(self) -> dict[tuple[str, str], bool]:
-        """By queue and text, what of its ``WorkerSettings`` has no effect, and whether a worker that was made has logged
-        it."""
+        """By queue and text, what of its ``WorkerSettings`` has no effect, and whether that was logged."""
         return {}
 
     def _note(self, queue: str, text: str) -> None:
