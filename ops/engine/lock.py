@@ -99,12 +99,10 @@ def _path(environment: str) -> Path:
 
 def _read(file: IO[str]) -> dict[str, object] | None:
     file.seek(0)
-    text = file.read()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    with suppress(ValueError):
+        found = json.loads(file.read())
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def _write(file: IO[str], text: str) -> None:

@@ -1,7 +1,5 @@
 """One environment's stack on this machine: what runs, and how it is changed."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess
@@ -59,11 +57,11 @@ class Stack:
     def value(self, variable: str) -> str:
         return {**self.environment.values, **self.variables}[variable]
 
-    def with_variables(self, **variables: str) -> Stack:
+    def with_variables(self, **variables: str) -> "Stack":
         """Return the same stack with other values for variables of the env files."""
         return replace(self, variables={**self.variables, **variables})
 
-    def reloaded(self) -> Stack:
+    def reloaded(self) -> "Stack":
         """Return the stack with the env files as they are now, for a command that runs long."""
         return replace(self, environment=load(self.name))
 

@@ -5,8 +5,6 @@ health checks fill those within a minute. So the containers that are still there
 logs tell of processes that ended. The kernel's log has the longest memory of processes that ran out of memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -40,7 +38,7 @@ class Event:
     details: str = ""
     by: str = ""
 
-    def is_same(self, other: Event) -> bool:
+    def is_same(self, other: "Event") -> bool:
         """Return whether both are one event. Only one source has what people did, and its times are exact."""
         near = (self.event, self.of) == (other.event, other.of) and abs(self.at - other.at) < SAME_S
         return self == other if self.by else near

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import OpsError
 from ..config.environment import names
@@ -15,7 +14,8 @@ from ..engine import journal, terminal
 from ..engine.stack import Stack, is_worker
 
 KEPT = 5  #: versions whose images stay, so that a rollback finds them
-DEPLOYED = ("deploy", "up")  #: what brings a version in; a rollback goes back to an earlier one
+DEPLOYED = ("deploy", "up")  #: what a rollback can go back to
+BROUGHT_IN = ("deploy", "rollback", "load")  #: what `make up` does not build
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}")
 
 
@@ -47,26 +47,20 @@ def before(releases: Sequence[Release], version: str) -> str | None:
 
 def is_deployed(stack: Stack) -> bool:
     """Return whether the version came by a deployment or a bundle. Any other is built again by each `make up`."""
-    return any(
-        entry["event"] in ("deploy", "rollback", "load")
-        and entry["version"] == stack.version
-        and journal.is_done(entry)
-        for entry in journal.read(stack.name)
-    )
+    done = (entry for entry in journal.read(stack.name) if journal.is_done(entry))
+    return any(entry["event"] in BROUGHT_IN and entry["version"] == stack.version for entry in done)
 
 
 def is_to_be_replaced(stack: Stack) -> bool:
     """Return whether the version's last deployment failed, and it came by no bundle. Its image may be the cause."""
     tries = [entry for entry in journal.read(stack.name) if entry.get("version") == stack.version]
-    return (
-        bool(tries) and tries[-1].get("outcome") == journal.FAILED and all(entry["event"] != "load" for entry in tries)
-    )
+    failed = tries[-1:] and tries[-1].get("outcome") == journal.FAILED
+    return bool(failed) and all(entry["event"] != "load" for entry in tries)
 
 
-def images(stack: Stack, model: dict[str, Any] | None = None) -> list[str]:
+def images(stack: Stack) -> list[str]:
     """Return the images of the workers at the stack's version."""
-    services = (model or stack.model())["services"]
-    return sorted({service["image"] for name, service in services.items() if is_worker(name)})
+    return sorted({service["image"] for name, service in stack.model()["services"].items() if is_worker(name)})
 
 
 def are_here(stack: Stack) -> bool:

@@ -75,9 +75,8 @@ def close(folder: Path) -> list[str]:
             problems.append(f"{file} cannot be read: {error.strerror}")
         else:
             if file.name in _PASSWORDS and not (len(text.split()) == 1 and text.strip().isprintable()):
-                problems.append(
-                    f"{file} does not hold a password, which is one word: delete it, and `make secrets` makes one"
-                )
+                what = "does not hold a password, which is one word"
+                problems.append(f"{file} {what}: delete it, and `make secrets` makes one")
     if problems:
         raise OpsError("\n".join(problems))
     return closed

@@ -73,12 +73,8 @@ def findings(check: Check, facts: Facts, reported: list[Unavailable]) -> Sequenc
         reported.append(reason)
         return reason.findings
     except Exception as error:
-        return (
-            fail(
-                f"the check itself failed: {type(error).__name__}: {error}",
-                f"look at ops/look/doctor/, {check.__name__}",
-            ),
-        )
+        what = f"the check itself failed: {type(error).__name__}: {error}"
+        return (fail(what, f"look at ops/look/doctor/, {check.__name__}"),)
     return () if finding is None else (finding,)
 
 

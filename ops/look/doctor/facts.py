@@ -1,7 +1,5 @@
 """The facts that the checks look at: the host, the environment's files, the engine, what runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -35,11 +33,11 @@ done"""
 class fact(Generic[T]):
     """A property that is looked up once, even if it cannot be had."""
 
-    def __init__(self, look: Callable[[Facts], T]) -> None:
+    def __init__(self, look: "Callable[[Facts], T]") -> None:
         self.look = look
         self.name = look.__name__
 
-    def __get__(self, facts: Facts, _: type[Facts]) -> T:
+    def __get__(self, facts: "Facts", _: type["Facts"]) -> T:
         known = facts.known
         if self.name not in known:
             try:
