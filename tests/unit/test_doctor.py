@@ -326,7 +326,7 @@ def test_each_check_can_tell(case: Case) -> None:
         (rules.redis_rules, {"model": MODEL | {"services": {}}}),
         (rules.pinned_images, {"environment": Environment("test", (), VALUES | {"APP_ENV": "dev"})}),
         (credentials.certificate_expiry, {}),
-        (running.drift, {"containers": []}),
+        *((check, {"containers": []}) for check in running.CHECKS[2:]),
         (queues.served, {"queues": Unavailable()}),
         (queues.persistence, {"redis": Unavailable()}),
     ],

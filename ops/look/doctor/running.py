@@ -106,6 +106,7 @@ def orphans(facts: Facts) -> Finding:
 
 
 def networks(facts: Facts) -> Finding:
+    _ = facts.started
     wanted = {each["name"]: bool(each.get("internal")) for each in facts.model["networks"].values()}
     # Docker names those that are missing on standard error, beside the others.
     there = {
