@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("up", lifecycle.up, "build, start, wait until healthy")
     add("down", lifecycle.down, "stop and remove the containers")
     destroying = add("destroy", lifecycle.destroy, "remove containers, networks, and volumes with their data")
-    destroying.add_argument("--confirm", metavar="ENV", help="the environment's name, where there is nobody to ask")
+    destroying.add_argument("--confirm", metavar="ENV", help="the environment's name, if there is nobody to ask")
     add("restart", lifecycle.restart, "restart the containers")
     add("build", lifecycle.build, "build the images")
 
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     autoscaling.add_argument("--target", type=float, default=5, help="seconds that the oldest job may wait (5)")
     autoscaling.add_argument("--every", type=float, default=10, help="seconds between two polls (10)")
     autoscaling.add_argument("--steady", type=float, default=180, help="seconds of less load before replicas go (180)")
-    autoscaling.add_argument("--force", action="store_true", help="also where the memory of MAX replicas is not there")
+    autoscaling.add_argument(
+        "--force", action="store_true", help="even if the machine lacks the memory for MAX replicas"
+    )
 
     deploying = add("deploy", deploy.deploy, "replace the workers by a version of their own, without a pause")
     deploying.add_argument("--version", help="the image's tag; by default the checkout's commit, built")
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     backing_up.add_argument("--keep", default=str(backup.KEEP), help="how many of the environment's stay")
     restoring = add("restore", restore.restore, "replace what Redis holds by a backup")
     restoring.add_argument("file")
-    restoring.add_argument("--yes", action="store_true", help="also where the stack is up, which is stopped for it")
+    restoring.add_argument("--yes", action="store_true", help="even if the stack is up, which is stopped for it")
     restoring.add_argument("--identity", default="", help="file with the key of an archive encrypted with age")
     upgrading = add("upgrade-redis", upgrade.upgrade, "run Redis on another image, which may be another server")
     upgrading.add_argument("image")

@@ -1,4 +1,4 @@
-"""Whether the machine has the memory that is configured. Too few CPUs only make everything slower."""
+"""The memory that is configured, and the memory of the machine. Too few CPUs only make everything slower."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -93,9 +93,11 @@ def writing(
 
 
 @contextmanager
-def reading(path: Path, *, through: Through = nullcontext) -> Iterator[Iterator[Part]]:
+def reading(
+    path: Path, *, kind: Literal["r|", "r|gz"] = "r|", through: Through = nullcontext
+) -> Iterator[Iterator[Part]]:
     """Give the parts of an archive, in their order."""
-    with path.open("rb") as file, through(file) as source, tarfile.open(fileobj=source, mode="r|*") as tar:
+    with path.open("rb") as file, through(file) as source, tarfile.open(fileobj=source, mode=kind) as tar:
         yield ((entry, content) for entry in tar if (content := tar.extractfile(entry)))
 
 

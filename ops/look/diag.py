@@ -108,7 +108,7 @@ def _of_services(stack: Stack) -> Iterator[Source]:
 
 def leaks(archive: Path, redactor: Redactor) -> list[str]:
     """Return the files of an archive that have a secret."""
-    with sealed.reading(archive) as parts:
+    with sealed.reading(archive, kind="r|gz") as parts:
         return [
             entry.name
             for entry, content in parts

@@ -61,7 +61,7 @@ def connections(facts: Facts) -> Finding:
 
 
 def redis_configuration(facts: Facts) -> Finding:
-    """Compare Redis's settings with its present file and arguments. Only names are told: a value may be a secret."""
+    """Compare Redis's settings with its present file and arguments. Only names are given: a value may be secret."""
     wanted, live = redis_settings(facts), facts.redis["config"]
     # What Redis does not list cannot be compared.
     other = [name for name, value in wanted.items() if name in live and canonical(value) != canonical(live[name])]

@@ -82,7 +82,7 @@ def out_of_memory(facts: Facts) -> Finding:
 
 
 def drift(facts: Facts) -> Finding:
-    """Compare containers with their services' present configuration. Only names are told: a value may be a secret."""
+    """Compare containers with their services' present configuration. Only names are given: a value may be secret."""
     drifted: dict[str, dict[str, None]] = {}
     for each in facts.started:
         if service := facts.model["services"].get(name := service_of(each)):
