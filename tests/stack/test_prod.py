@@ -53,7 +53,7 @@ def processes(stack: Stack, service: str) -> list[dict[str, str]]:
 def test_one_process_a_queue_under_one_parent_all_unprivileged(prod: Stack) -> None:
     running = processes(prod, "worker")
     assert {row["uid"] for row in running} == {"10001"}
-    queues = [row["command"].split()[-2] for row in running if "components.worker.process" in row["command"]]
+    queues = [row["command"].split()[-2] for row in running if "aegis_worker.process.serve" in row["command"]]
     assert sorted(queues) == ["load_test", "system"]
     assert {row["uid"] for row in processes(prod, "redis")} == {"999"}
 
