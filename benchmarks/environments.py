@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ops.configuration import ROOT
+from ops.config import ROOT
 from ops.local import FOLDER
 
 ENVIRONMENTS = FOLDER / "benchmarks"

@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError
 
 from benchmarks.environments import python_of
 from benchmarks.systems import QUEUE, System
-from ops.configuration import ROOT
+from ops.config import ROOT
 from ops.local import MALLOC, server_binary
 
 STARTS_WITHIN_S = 10.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.environments import LOCKS, locked_version
-from ops.configuration import ROOT
+from ops.config import ROOT
 
 QUEUE = "arq:queue:bench"
 ARQ_LOCK = ROOT / "requirements" / "app.txt"

@@ -1,31 +1,30 @@
-"""Known vulnerabilities in what is locked: `python3 -m ops.audit LOCK… [--OPTION=VALUE…]`, with pip-audit's options.
+"""Known vulnerabilities in locked packages: `python3 -m ops.audit LOCK… [--OPTION=VALUE…]`, with pip-audit's options.
 
-It ends with 1 where there are any, and says so where nobody could be asked: that is no success.
+It ends with 1 if there are any. If no service answers, it says so: that is no success.
 """
 
-from __future__ import annotations
-
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-SERVICES = ("osv", "pypi")  #: pip-audit's names of those that keep advisories; the first that answers will do
+from .engine import shell
+
+SERVICES = ("osv", "pypi")  #: pip-audit's names of services with advisories; the first that answers is enough
 
 
 def main(arguments: Sequence[str]) -> int:
     locks = [part for lock in arguments if not lock.startswith("-") for part in ("--requirement", lock)]
     options = [argument for argument in arguments if argument.startswith("-")]
     argv = ["pip-audit", *locks, *options, "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
-    # What cannot be read at all must not pass for what nobody could be asked about.
-    readable = subprocess.run([*argv, "--dry-run"], capture_output=True, text=True)
+    # A lock that cannot be read must not look like a service that does not answer.
+    readable = shell.ask([*argv, "--dry-run"])
     if readable.returncode:
         print(f"FAIL  pip-audit\n{readable.stderr}", end="")
         return 1
     for service in SERVICES:
         ask = [*argv, "--vulnerability-service", service, "--format", "json", "--timeout", "10"]
-        answer = subprocess.run(ask, capture_output=True, text=True).stdout
+        answer = shell.ask(ask).stdout
         asked = json.loads(answer)["dependencies"] if answer else []
         known = [dependency for dependency in asked if "skip_reason" not in dependency]
         if known:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def tell(known: Sequence[dict[str, Any]], unknown: Sequence[str]) -> int:
-    """Print what is vulnerable, and what the service does not know; return the exit code."""
+    """Print what is vulnerable, and what the service does not know. Return the exit code."""
     found = [
         f"{each['name']} {each['version']}: {vulnerability['id']}, "
         f"mended in {', '.join(vulnerability['fix_versions']) or 'no version'}"

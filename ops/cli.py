@@ -1,6 +1,4 @@
-"""What `make` calls: it reads the environment, says what it does, runs it, and ends with its exit code."""
-
-from __future__ import annotations
+"""What `make` calls: it reads the environment, runs one command, and ends with its exit code."""
 
 import argparse
 import os
@@ -9,51 +7,38 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from . import (
-    autoscale,
-    backup,
-    bundle,
-    configuration,
-    credentials,
-    deploy,
-    diag,
-    doctor,
-    events,
-    images,
-    inside,
-    lifecycle,
-    local,
-    lock,
-    releases,
-    restore,
-    secrets,
-    supply,
-    upgrade,
-)
-from .configuration import ConfigurationError
-from .stack import Stack, say
+from . import local
+from .config import OpsError
+from .config.load import load
+from .data import backup, restore, upgrade
+from .engine import services
+from .engine.stack import Rehearsal, Stack
+from .engine.terminal import say
+from .look import diag, doctor, events
+from .release import autoscale, bundle, deploy, lifecycle, supply, versions
+from .secrets import credentials, passwords
 
 Command = Callable[[Stack, argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 2 where something has to be mended first, which one line names."""
+    """Run one command and return its exit code. It is 2 if something has to be mended first, and a line names that."""
     options = _parser().parse_args(argv)
     if options.command == "doctor":
-        return doctor.run(options)  # what keeps the others from running is what it tells
+        return doctor.run(options)  # it tells what keeps the others from running
     try:
-        stack = Stack(configuration.load(options.env), dry_run=options.dry_run)
+        stack = (Rehearsal if options.dry_run else Stack)(load(options.env))
         if options.engine:
             stack.need_engine()
             if options.alone:
                 stack.must_be_ours()
-        with lock.alone(stack.name, options.command) if options.alone and not stack.dry_run else nullcontext():
+        with stack.alone(options.command) if options.alone else nullcontext():
             code: int = options.run(stack, options)
         sys.stdout.flush()
-    except (ConfigurationError, images.ImageError) as error:
+    except OpsError as error:
         say(str(error))
         return 2
-    except BrokenPipeError:  # whoever read what is printed has seen enough: `make events | head`
+    except BrokenPipeError:  # the reader has seen enough, as in `make events | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -71,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Command, text: str, *, alone: bool = True, engine: bool = True) -> argparse.ArgumentParser:
-        """``alone``: it changes the stack, one at a time. ``engine``: it cannot do without Docker."""
+        """``alone``: it changes the stack, so it waits for others. ``engine``: it needs Docker."""
         command = commands.add_parser(name, help=text)
         command.set_defaults(run=run, alone=alone, engine=engine)
         return command
@@ -79,30 +64,34 @@ def _parser() -> argparse.ArgumentParser:
     add("up", lifecycle.up, "build, start, wait until healthy")
     add("down", lifecycle.down, "stop and remove the containers")
     destroying = add("destroy", lifecycle.destroy, "remove containers, networks, and volumes with their data")
-    destroying.add_argument("--confirm", metavar="ENV", help="the environment's name, where there is nobody to ask")
+    destroying.add_argument("--confirm", metavar="ENV", help="the environment's name, if there is nobody to ask")
     add("restart", lifecycle.restart, "restart the containers")
     add("build", lifecycle.build, "build the images")
 
-    scale = add("scale", lifecycle.scale, "set the number of replicas, for good")
-    scale.add_argument("replicas", metavar="N")
-    scale.add_argument("--queue", help="scale the service of one queue (layer compose/queues.yml)")
-    scale.add_argument("--force", action="store_true", help="even if the machine lacks the memory for them")
+    scaling = add("scale", lifecycle.scale, "set the number of replicas, for good")
+    scaling.add_argument("replicas", metavar="N")
+    scaling.add_argument("--queue", help="scale the service of one queue (layer compose/queues.yml)")
+    scaling.add_argument("--force", action="store_true", help="even if the machine lacks the memory for them")
 
-    scaling = add("autoscale", autoscale.autoscale, "scale by what waits in the queues, in the foreground", alone=False)
-    scaling.add_argument("least", metavar="MIN", type=int)
-    scaling.add_argument("most", metavar="MAX", type=int)
-    scaling.add_argument("--queue", help="the service of one queue (layer compose/queues.yml)")
-    scaling.add_argument("--target", type=float, default=5, help="seconds that the oldest job may wait (5)")
-    scaling.add_argument("--every", type=float, default=10, help="seconds between two looks (10)")
-    scaling.add_argument("--steady", type=float, default=180, help="seconds of less load before replicas go (180)")
-    scaling.add_argument("--force", action="store_true", help="also where the memory of MAX replicas is not there")
+    autoscaling = add(
+        "autoscale", autoscale.autoscale, "scale by what waits in the queues, in the foreground", alone=False
+    )
+    autoscaling.add_argument("minimum", metavar="MIN", type=int)
+    autoscaling.add_argument("maximum", metavar="MAX", type=int)
+    autoscaling.add_argument("--queue", help="the service of one queue (layer compose/queues.yml)")
+    autoscaling.add_argument("--target", type=float, default=5, help="seconds that the oldest job may wait (5)")
+    autoscaling.add_argument("--every", type=float, default=10, help="seconds between two polls (10)")
+    autoscaling.add_argument("--steady", type=float, default=180, help="seconds of less load before replicas go (180)")
+    autoscaling.add_argument(
+        "--force", action="store_true", help="even if the machine lacks the memory for MAX replicas"
+    )
 
     deploying = add("deploy", deploy.deploy, "replace the workers by a version of their own, without a pause")
     deploying.add_argument("--version", help="the image's tag; by default the checkout's commit, built")
     rollback = add("rollback", deploy.rollback, "replace the workers by an earlier version")
     rollback.add_argument("--version", help="the one before the present one by default")
-    add("releases", releases.table, "list the versions that were deployed", alone=False)
-    add("deploy-redis", deploy.deploy_redis, "save, and start Redis anew with what is configured now")
+    add("releases", versions.table, "list the versions that were deployed", alone=False)
+    add("deploy-redis", deploy.deploy_redis, "save, and start Redis again with its present configuration")
     happened = add("events", events.show, "list what happened, in order", alone=False)
     happened.add_argument("--since", default="1d", help="how far back: 30m, 2h, 7d (1d)")
     happened.add_argument("--follow", action="store_true", help="go on with what happens from now on")
@@ -116,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     backing_up.add_argument("--keep", default=str(backup.KEEP), help="how many of the environment's stay")
     restoring = add("restore", restore.restore, "replace what Redis holds by a backup")
     restoring.add_argument("file")
-    restoring.add_argument("--yes", action="store_true", help="also where the stack is up, which is stopped for it")
+    restoring.add_argument("--yes", action="store_true", help="even if the stack is up, which is stopped for it")
     restoring.add_argument("--identity", default="", help="file with the key of an archive encrypted with age")
     upgrading = add("upgrade-redis", upgrade.upgrade, "run Redis on another image, which may be another server")
     upgrading.add_argument("image")
@@ -124,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("secrets", credentials.make, "make the secrets that are missing", engine=False)
     rotation = add("secrets-rotate", credentials.rotate, "change passwords of Redis while everything runs")
-    rotation.add_argument("--user", choices=secrets.USERS, help="this user's alone; all by default")
+    rotation.add_argument("--user", choices=passwords.USERS, help="this user's alone; all by default")
     rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
     certifying = add("certs", credentials.certs, "make the certificates that are missing, renew and list them")
     certifying.add_argument("--renew", choices=("ca", "server", "client"), help="before its time; ca: all")
@@ -137,11 +126,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add("local", local.serve, "serve without Docker, in the foreground", alone=False, engine=False)
     for name, run, text in (
-        ("app", inside.app, "run a command of the app in a worker's container"),
-        ("redis-cli", inside.redis_cli, "run redis-cli, logged in"),
-        ("compose", inside.compose, "run docker compose with the environment's files"),
+        ("app", services.app, "run a command of the app in a worker's container"),
+        ("redis-cli", services.redis_cli, "run redis-cli, logged in"),
+        ("compose", services.compose, "run docker compose with the environment's files"),
     ):
-        # With no character that begins an option, all arguments are the other program's.
+        # No character begins an option, so all arguments go to the other program.
         wrapper = commands.add_parser(name, help=text, add_help=False, prefix_chars="\0")
         wrapper.add_argument("arguments", nargs=argparse.REMAINDER)
         wrapper.set_defaults(run=run, alone=False, engine=True)

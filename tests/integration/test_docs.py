@@ -17,7 +17,7 @@ from arq.connections import ArqRedis, RedisSettings
 
 from aegis_worker.queue import keys
 from docs import generate
-from ops import configuration
+from ops.config.load import load
 from tests.conftest import PASSWORD, ROOT, copy_checkout
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -172,4 +172,4 @@ def test_the_layers_that_pages_name_can_be_used(tmp_path: Path) -> None:
     for block in layered:
         own = re.search(r"^ENV=(\w+)$", block, re.M)  # else it is what prod changes
         (tmp_path / "env" / (f"{own[1]}.env" if own else "prod.local.env")).write_text(block)
-        configuration.load(own[1] if own else "prod", root=tmp_path, shell={})
+        load(own[1] if own else "prod", root=tmp_path, shell={})

@@ -20,8 +20,8 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 from aegis_worker.redis.pool import create_pool, explain
 from app.core.config import Settings
-from ops import certificates
-from ops.certificates import CA, CLIENT, SERVER
+from ops.secrets import certificates
+from ops.secrets.certificates import CA, CLIENT, SERVER
 from tests.conftest import PASSWORD
 from tests.integration.test_runtime import Relay
 

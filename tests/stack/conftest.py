@@ -21,7 +21,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from ops import commands
+from ops.engine import commands
 from tests.conftest import ROOT, copy_checkout, free_port
 
 REGISTRY = """\

@@ -131,7 +131,7 @@ def test_what_is_damaged_or_not_allowed_changes_nothing(prod: Stack, taken: tupl
     key = prod.folder / "secrets" / "prod" / "worker_signing_key"
     key.write_text("k" * 40)
     done = prod.make("restore", f"FILE={file}", "YES=1", check=False)
-    assert "worker_signing_key has not the keys" in done.stderr
+    assert "worker_signing_key does not have the keys" in done.stderr
     key.write_text("")
     assert started_at(prod) == before
     assert running(prod) == ["redis", "worker", "worker"]

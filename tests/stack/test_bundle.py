@@ -94,7 +94,7 @@ def test_it_has_the_checkout_and_no_secret(source: Stack, bundle: Path) -> None:
         names = tar.getnames()
         manifest = json.loads(tar.extractfile("manifest.json").read())
         assert not any(SECRET in str(tar.extractfile(name).read()) for name in names)
-    assert (*names[:2], names[-1]) == ("SHA256SUMS", "manifest.json", "images.tar")
+    assert (names[0], *names[-2:]) == ("manifest.json", "images.tar", "SHA256SUMS")
     assert {"aegis-worker/Makefile", "aegis-worker/compose/tls.yml", "aegis-worker/env/prod.env"} <= set(names)
     assert not [name for name in names if name.split("/")[1:2] in (["secrets"], [".local"], [".venv"])]
     assert sorted(manifest["images"]) == [f"{IMAGE}:dev", "python:3.13-slim-trixie", "redis:8-alpine"]
@@ -167,7 +167,7 @@ def test_a_damaged_one(source: Stack, bundle: Path, tmp_path: Path, where: str) 
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 1]))
     said = refusal(source, str(damaged))
-    assert said.startswith("damaged.bundle.tar is no bundle, or damaged (")
+    assert said.startswith("damaged.bundle.tar is not a bundle, or is damaged (")
     assert said.endswith("): nothing was loaded")
 
 
@@ -190,7 +190,7 @@ def test_one_for_something_else(source: Stack, bundle: Path, tmp_path: Path) -> 
     )
     said = refusal(source, rewritten(bundle, tmp_path, environment="staging"))
     assert said.startswith("other.bundle.tar is for ENV=staging: `make load FILE=")
-    assert f"needs {IMAGE}:other here, which other.bundle.tar has not" in refusal(
+    assert f"needs {IMAGE}:other here, which other.bundle.tar does not have" in refusal(
         source, rewritten(bundle, tmp_path, version="other")
     )
 
@@ -198,7 +198,7 @@ def test_one_for_something_else(source: Stack, bundle: Path, tmp_path: Path) -> 
 def test_none(source: Stack, tmp_path: Path) -> None:
     assert refusal(source, str(tmp_path / "nope")) == f"FILE={tmp_path}/nope: there is no such file"
     (tmp_path / "text").write_text("x" * 2000)
-    assert refusal(source, str(tmp_path / "text")).startswith("text is no bundle, or damaged")
+    assert refusal(source, str(tmp_path / "text")).startswith("text is not a bundle, or is damaged")
     assert refusal(source, "") == "FILE=: which bundle? `make load FILE=…`"
 
 

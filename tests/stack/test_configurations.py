@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ops.configuration import size
+from ops.config.units import size
 from tests.conftest import ROOT
 
 #: Compose binaries as packages: name, version, where the binary is inside.

@@ -62,7 +62,7 @@ def in_worker(stack: Stack, *command: str) -> subprocess.CompletedProcess[str]:
 KILL_A_WORKER = (
     "import os, pathlib\n"
     "for file in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
-    "    if 'worker.process\\0system' in file.read_text():\n"
+    "    if 'process.serve\\0system' in file.read_text():\n"
     "        os.kill(int(file.parent.name), 9)\n"
 )
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ops.secrets import SIGNING_KEY, USERS
+from ops.secrets.passwords import SIGNING_KEY, USERS
 from tests.stack.conftest import MakeStack, Stack
 from tests.stack.leaks import Processes, Source, leaks, of_container, of_folder, of_image, output
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ops import configuration
+from ops.config import envfile
 from tests.stack.conftest import MakeStack, Stack, inspect
 
 #: Prints the certificate of who answers at an address. A gateway that answers in everybody's place is not Redis.
@@ -120,11 +120,11 @@ def resolver(stack: Stack, service: str) -> list[str]:
 @pytest.fixture
 def closed(prod: Stack) -> Iterator[Stack]:
     """Workers without a way out, as who has no make starts them; `make up` gives it back."""
-    configuration.write(prod.local_file, "WORKER_EGRESS", "off")
+    envfile.write(prod.local_file, "WORKER_EGRESS", "off")
     files = [part for name in ("base", "prod", "prod.local") for part in ("--env-file", f"env/{name}.env")]
     prod.run("docker", "compose", *files, "up", "--detach", "--wait")
     yield prod
-    configuration.write(prod.local_file, "WORKER_EGRESS", "on")
+    envfile.write(prod.local_file, "WORKER_EGRESS", "on")
     prod.make("up")
     assert resolver(prod, "worker") == []
 
@@ -154,7 +154,7 @@ def test_the_way_out_of_workers_can_be_closed(prod: Stack, outside: str, request
 def test_a_stack_that_leaves_the_secure_network_and_comes_back_finds_redis(prod: Stack) -> None:
     layers = prod.run("sed", "-n", "s/^COMPOSE_FILE=//p", "env/prod.env").stdout.strip()
     for now in (layers.replace(":compose/secure-network.yml", ""), layers):
-        configuration.write(prod.local_file, "COMPOSE_FILE", now)
+        envfile.write(prod.local_file, "COMPOSE_FILE", now)
         prod.make("up")
         assert prod.app("load-test", "io", "-n", "20")["done"] == 20
         assert is_redis(prod, sys.executable) == ("secure-network" not in now), "the probe finds what it can reach"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ops import secrets
+from ops.secrets import passwords
 from tests.conftest import copy_checkout
 from tests.stack.conftest import MakeStack, Stack, eventually, inspect
 
@@ -53,7 +53,7 @@ def processes(stack: Stack, service: str) -> list[dict[str, str]]:
 def test_one_process_a_queue_under_one_parent_all_unprivileged(prod: Stack) -> None:
     running = processes(prod, "worker")
     assert {row["uid"] for row in running} == {"10001"}
-    queues = [row["command"].split()[-2] for row in running if "components.worker.process" in row["command"]]
+    queues = [row["command"].split()[-2] for row in running if "aegis_worker.process.serve" in row["command"]]
     assert sorted(queues) == ["load_test", "system"]
     assert {row["uid"] for row in processes(prod, "redis")} == {"999"}
 
@@ -88,7 +88,7 @@ def test_an_error_of_redis_is_one_of_make(prod: Stack) -> None:
 
 def test_passwords_are_changed_while_jobs_run(prod: Stack) -> None:
     folder = prod.folder / "secrets" / "prod"
-    before = {user: (folder / name).read_text() for user, name in secrets.USERS.items()}
+    before = {user: (folder / name).read_text() for user, name in passwords.USERS.items()}
     started = prod.inspect("worker")["State"]["StartedAt"]
 
     def works(user: str, password: str) -> bool:
@@ -102,7 +102,7 @@ def test_passwords_are_changed_while_jobs_run(prod: Stack) -> None:
     )
     prod.make("secrets-rotate")
     for user, password in before.items():
-        assert works(user, (folder / secrets.USERS[user]).read_text())
+        assert works(user, (folder / passwords.USERS[user]).read_text())
         assert works(user, password) == (user == "producer"), "another application needs time for its own"
     prod.make("secrets-rotate", "USER=producer", "ARGS=--finish")
     assert not works("producer", before["producer"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ops.autoscale import Look, Scaler, _done_by_container
+from ops.release.autoscale import Sample, Scaler, _done_by_container
 
 EVERY_S = 10
 START_S = 10  #: until a new replica does anything
@@ -55,7 +55,7 @@ def play(load: Callable[[float], float], scaler: Scaler, seconds: int = DAY_S, r
             day.ages.append(oldest)
             day.replicas.append(len(done))
             wanted = scaler.decide(
-                Look(now, waiting, oldest, {str(name): int(count) for name, count in done.items()}), len(done)
+                Sample(now, waiting, oldest, {str(name): int(count) for name, count in done.items()}), len(done)
             )
             for name in list(done)[wanted:]:
                 del done[name]
@@ -65,8 +65,8 @@ def play(load: Callable[[float], float], scaler: Scaler, seconds: int = DAY_S, r
     return day
 
 
-def scaler(least: int = 1, most: int = 10) -> Scaler:
-    return Scaler(least, most, target_s=5, steady_s=180)
+def scaler(minimum: int = 1, maximum: int = 10) -> Scaler:
+    return Scaler(minimum, maximum, target_s=5, steady_s=180)
 
 
 def working_day(now: float) -> float:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from aegis_worker.queue import keys
-from ops import archive, configuration, counts, journal
-from ops.configuration import ROOT, ConfigurationError
-from ops.stack import Stack
+from ops.config import ROOT, OpsError
+from ops.config.load import load
+from ops.data import archive, counts
+from ops.engine import journal, sealed
+from ops.engine.stack import Stack
 
 MANIFEST = {"format": archive.FORMAT, "counts": {}}
 CONTENT = os.urandom(100_000)
@@ -40,7 +42,7 @@ def tar(**files: bytes) -> io.BytesIO:
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     monkeypatch.setattr(archive, "FOLDER", tmp_path / "backups")
-    return Stack(configuration.load("prod", shell={}))
+    return Stack(load("prod", shell={}))
 
 
 def write(stack: Stack) -> Path:
@@ -69,7 +71,7 @@ def test_what_is_written_comes_back(stack: Stack) -> None:
 def test_its_checksums_are_those_of_sha256sum(stack: Stack, tmp_path: Path) -> None:
     with tarfile.open(write(stack)) as made:
         made.extractall(tmp_path / "out", filter="data")
-    subprocess.run(["sha256sum", "--check", "--strict", archive.SUMS], cwd=tmp_path / "out", check=True)
+    subprocess.run(["sha256sum", "--check", "--strict", sealed.SUMS], cwd=tmp_path / "out", check=True)
 
 
 def test_an_archive_of_which_any_byte_differs_is_refused(stack: Stack, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_an_archive_of_which_any_byte_differs_is_refused(stack: Stack, tmp_path:
         damaged.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         try:
             found = archive.check(stack, damaged, ""), unpacked(stack, damaged)
-        except ConfigurationError as error:
+        except OpsError as error:
             found = str(error)
         # What pads a file in a tar says nothing.
         assert found == (MANIFEST, DATA) or "is damaged" in found
@@ -89,14 +91,14 @@ def test_an_archive_of_which_any_byte_differs_is_refused(stack: Stack, tmp_path:
 def test_one_that_ends_early_is_refused(stack: Stack, length: int) -> None:
     file = write(stack)
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ConfigurationError, match="is damaged"):
+    with pytest.raises(OpsError, match="is damaged"):
         archive.check(stack, file, "")
 
 
 def test_one_of_another_format_is_refused(stack: Stack) -> None:
     file = archive.path(stack, 0)
     archive.write(stack, file, {"format": 2}, tar(), {})
-    with pytest.raises(ConfigurationError, match="has format 2; this version reads 1"):
+    with pytest.raises(OpsError, match="has format 2; this version reads 1"):
         archive.check(stack, file, "")
 
 
@@ -121,7 +123,7 @@ def encrypting(stack: Stack, variable: str, recipient: str) -> Stack:
 
 def test_a_missing_program_is_said(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigurationError, match="BACKUP_AGE_RECIPIENT is set, and age is not installed here"):
+    with pytest.raises(OpsError, match="BACKUP_AGE_RECIPIENT is set, and age is not installed here"):
         archive.need_encryption(encrypting(stack, "BACKUP_AGE_RECIPIENT", "age1x"))
 
 
@@ -134,10 +136,10 @@ def test_encrypted_with_age(stack: Stack, tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"age-encryption.org/")
     assert archive.check(stack, file, str(tmp_path / "key")) == MANIFEST
     assert unpacked(stack, file, str(tmp_path / "key"))["appendonlydir/base"] == CONTENT
-    with pytest.raises(ConfigurationError, match="AGE_IDENTITY"):
+    with pytest.raises(OpsError, match="AGE_IDENTITY"):
         archive.check(stack, file, "")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(OpsError):
         archive.check(stack, file, str(tmp_path / "key"))
 
 
@@ -154,7 +156,7 @@ def test_encrypted_with_gpg(stack: Stack, tmp_path: Path, monkeypatch: pytest.Mo
         assert b"manifest" not in file.read_bytes()
         assert archive.check(stack, file, "") == MANIFEST
         assert unpacked(stack, file)["appendonlydir/base"] == CONTENT
-        with pytest.raises(ConfigurationError, match=r"nobody@example\.org"):
+        with pytest.raises(OpsError, match=r"nobody@example\.org"):
             write(encrypting(stack, "BACKUP_GPG_RECIPIENT", "nobody@example.org"))
         assert archive.past("prod") == [file]
     finally:
@@ -175,7 +177,7 @@ def test_counts_that_differ_are_named() -> None:
 def test_counts_in_another_database() -> None:
     assert counts.swapped(COUNTS, "1", "0") == {"0": COUNTS["1"], "3": COUNTS["3"]}
     assert counts.swapped(COUNTS, "1", "3") == {"3": COUNTS["1"], "1": COUNTS["3"]}
-    assert counts.said(COUNTS) == "3 jobs in queues, 3 results, 4 dead letters"
+    assert counts.described(COUNTS) == "3 jobs in queues, 3 results, 4 dead letters"
 
 
 def test_it_counts_the_keys_that_the_worker_has() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ops import certificates, commands, configuration
-from ops.certificates import CA, CLIENT, DAY_S, NAMES, SERVER, SERVER_NAMES, Certificate
-from ops.configuration import ConfigurationError
+from ops.config import OpsError
+from ops.config.load import load
+from ops.config.units import DAY_S
+from ops.secrets import certificates
+from ops.secrets.certificates import CA, CLIENT, NAMES, SERVER, SERVER_NAMES, Certificate
 
 NOW = int(time.time())  # certificates have whole seconds
 
@@ -109,7 +111,7 @@ def test_without_the_cas_key_nothing_is_made(folder: Path) -> None:
     (folder / f"{CA}.key").unlink()
     assert ensure(folder, "queue.example.org", days=390) == []
     (folder / f"{SERVER}.crt").unlink()
-    with pytest.raises(ConfigurationError, match=r"secrets/test/ has no redis_ca.key, which would sign redis_server"):
+    with pytest.raises(OpsError, match=r"secrets/test/ has no redis_ca.key, which would sign redis_server"):
         ensure(folder)
 
 
@@ -132,7 +134,7 @@ def test_an_image_runs_openssl_where_the_host_has_none(folder: Path, monkeypatch
         return subprocess.CompletedProcess(argv, 1, "", "no such thing\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(ConfigurationError, match=r"openssl x509 in .*: no such thing"):
+    with pytest.raises(OpsError, match=r"openssl x509 in .*: no such thing"):
         certificates.command(folder, "python:3.13")(folder / "new", "x509", "-in", "a")
     (argv,) = seen
     assert argv[:4] == ["docker", "run", "--rm", "--network=none"]
@@ -142,7 +144,7 @@ def test_an_image_runs_openssl_where_the_host_has_none(folder: Path, monkeypatch
 
 
 def test_redis_reads_them_anew_by_one_command() -> None:
-    argv = commands.reload_certificates(configuration.load("prod", shell={}))
+    argv = certificates.reload_command(load("prod", shell={}))
     assert argv[-9:] == [
         "--insecure", "config", "set",
         "tls-ca-cert-file", "/run/secrets/redis_ca.crt",

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from ops import doctor
-from ops.configuration import Environment
-from ops.doctor import credentials, drift, host, queues, rules, running
-from ops.doctor.facts import Facts
-from ops.doctor.finding import Finding
+from ops.config import units
+from ops.config.environment import Environment
+from ops.look import doctor
+from ops.look.doctor import credentials, drift, host, queues, rules, running
+from ops.look.doctor.facts import Facts
+from ops.look.doctor.finding import Finding, Unavailable
 
 GIB = 1 << 30
 
@@ -282,7 +283,7 @@ PULLED = {"redis:8": {"Config": {"Labels": None}, "RepoDigests": ["redis@sha256:
         case(running.orphans, "warn", "test-worker-1", model=MODEL | {"services": {}}),
         case(queues.redis, "ok", "Redis 8.0.2"),
         case(queues.redis, "ok", "Valkey 9.0.1", redis=redis(server_name="valkey", valkey_version="9.0.1")),
-        case(queues.redis_clock, "ok", "as this machine's"),
+        case(queues.redis_clock, "ok", "it agrees with this machine's"),
         case(queues.redis_clock, "warn", "9 s", redis=REDIS | {"skew": 9.0}),
         case(queues.persistence, "ok", "went well"),
         case(queues.persistence, "fail", "rdb_last_bgsave_status", redis=redis(rdb_last_bgsave_status="err")),
@@ -320,19 +321,24 @@ def test_each_check_can_tell(case: Case) -> None:
 @pytest.mark.parametrize(
     ("check", "given"),
     [
-        (host.overcommit, {"kernel": None}),
-        (host.swap, {"meminfo": None}),
+        (host.swap, {"meminfo": Unavailable()}),
         (host.dns, {"engine": ENGINE | {"HttpsProxy": "http://proxy:3128"}}),
         (rules.redis_rules, {"model": MODEL | {"services": {}}}),
         (rules.pinned_images, {"environment": Environment("test", (), VALUES | {"APP_ENV": "dev"})}),
         (credentials.certificate_expiry, {}),
-        (running.drift, {"containers": []}),
-        (queues.served, {"queues": None}),
-        (queues.persistence, {"redis": None}),
+        *((check, {"containers": []}) for check in running.CHECKS[2:]),
+        (queues.served, {"queues": Unavailable()}),
+        (queues.persistence, {"redis": Unavailable()}),
     ],
 )
 def test_a_check_with_nothing_to_look_at_says_nothing(check: Check, given: dict[str, Any]) -> None:
-    assert check(facts(**given)) is None
+    assert not doctor.findings(check, facts(**given), [])
+
+
+def test_a_file_that_the_kernel_does_not_have_is_no_fact() -> None:
+    with pytest.raises(Unavailable) as caught:
+        Facts.kernel("/proc/nope")
+    assert not caught.value.findings
 
 
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +388,7 @@ def test_what_redis_is_configured_to() -> None:
 
 
 def test_durations_and_versions() -> None:
-    assert [rules.seconds(text) for text in ("45s", "1m0s", "1h0m30s", "500ms")] == [45, 60, 3630, 0.5]
+    assert [units.seconds(text) for text in ("45s", "1m0s", "1h0m30s", "500ms")] == [45, 60, 3630, 0.5]
     assert host.number("v2.40.3-desktop.1") == (2, 40)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ops import certificates, secrets
-from ops.certificates import CA, CLIENT, DAY_S, SERVER, Certificate
-from ops.configuration import Environment
-from ops.credentials import ACL_TEMPLATE
-from ops.doctor import credentials, queues, rules
-from ops.doctor.facts import Facts, hashes
-from ops.doctor.finding import Finding
+from ops.config.environment import Environment
+from ops.config.units import DAY_S
+from ops.look.doctor import credentials, queues, rules
+from ops.look.doctor.facts import Facts, hashes
+from ops.look.doctor.finding import Finding
+from ops.secrets import certificates, passwords
+from ops.secrets.certificates import CA, CLIENT, SERVER, Certificate
 from tests.unit.test_doctor import REDIS, UP, VALUES, Check, facts, service
 
 
@@ -25,7 +25,7 @@ from tests.unit.test_doctor import REDIS, UP, VALUES, Check, facts, service
 def folder(tmp_path: Path) -> Path:
     """The secrets of an environment with TLS."""
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, ACL_TEMPLATE)
+    passwords.ensure(folder)
     certificates.ensure(folder, "test", (), certificates.command(folder, None), now=time.time())
     return folder
 
@@ -38,11 +38,11 @@ def in_folder(folder: Path, **values: str) -> Facts:
 def test_secrets_as_they_are_made_are_in_order(folder: Path) -> None:
     findings = [check(in_folder(folder)) for check in credentials.CHECKS]
     assert [finding and finding.status for finding in findings] == ["ok"] * len(credentials.CHECKS), findings
-    live = REDIS | {"users": hashes((folder / secrets.ACL).read_text())}
+    live = REDIS | {"users": hashes((folder / passwords.ACL).read_text())}
     both = in_folder(folder)
     both.known["redis"] = live
     assert queues.redis_users(both) == Finding("ok", "Redis has the passwords of the files")
-    secrets.replace(folder, ACL_TEMPLATE, "worker", "another")
+    passwords.replace(folder, "worker", "another")
     assert "other passwords of worker" in str(queues.redis_users(both))
 
 
@@ -68,7 +68,7 @@ def new_ca(folder: Path) -> None:
     [
         (lambda folder: folder.chmod(0o755), credentials.folder, "0755: others on this host can enter it"),
         (lambda folder: (folder / "redis_password").unlink(), credentials.files, "missing: redis_password"),
-        (lambda folder: (folder / secrets.ACL).chmod(0o666), credentials.files, "others can write redis_acl"),
+        (lambda folder: (folder / passwords.ACL).chmod(0o666), credentials.files, "others can write redis_acl"),
         (lambda folder: (folder / f"{CA}.key").chmod(0o444), credentials.files, "others can read redis_ca.key"),
         (lambda folder: (folder / f"{SERVER}.crt").unlink(), credentials.files, "missing: redis_server.crt"),
         (lambda folder: (folder / f"{SERVER}.crt").unlink(), credentials.certificate_keys, "redis_server.key is not"),
@@ -89,8 +89,8 @@ def test_what_is_wrong_with_secrets(folder: Path, harm: Callable[[Path], None], 
 
 
 def test_an_empty_secret(folder: Path) -> None:
-    (folder / secrets.USERS["monitor"]).chmod(0o600)
-    (folder / secrets.USERS["monitor"]).write_text("")
+    (folder / passwords.USERS["monitor"]).chmod(0o600)
+    (folder / passwords.USERS["monitor"]).write_text("")
     assert credentials.files(in_folder(folder)).fact == "empty: redis_monitor_password"
 
 
@@ -124,7 +124,7 @@ def test_secrets_have_no_place_in_env_files(tmp_path: Path) -> None:
 
 
 def test_secrets_have_no_place_in_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ops.doctor.facts.ROOT", tmp_path)
+    monkeypatch.setattr("ops.engine.shell.ROOT", tmp_path)
     assert rules.secrets_in_git(facts()) is None, "it is no checkout"
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     assert str(rules.secrets_in_git(facts())) == str(Finding("ok", "none"))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from ops import envfile
+from ops.config import envfile
 
 PROBE = {"services": {"probe": {"image": "none", "env_file": ["read.env"]}}}
 blank = st.text(" \t", max_size=2)
@@ -101,4 +101,4 @@ def test_values(text: str, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["plain", "a$b", "a #b", "#b", " a ", '{"A": 3}', "it's", ""])
 def test_what_was_read_can_be_written_again(value: str) -> None:
-    assert envfile.parse(f"A={envfile.written(value)}") == ({"A": value}, [])
+    assert envfile.parse(f"A={envfile.quoted(value)}") == ({"A": value}, [])

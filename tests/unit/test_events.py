@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ops.configuration import ConfigurationError
-from ops.events import FLAPS_S, Event, seconds, without_flapping
+from ops.config import OpsError
+from ops.look.events import FLAPPING_S, Event, seconds, without_flapping
 
 
 def health(*states: tuple[float, str], of: str = "worker-1") -> list[Event]:
@@ -26,14 +26,14 @@ def test_health_after_a_start_goes_without_saying() -> None:
 
 
 def test_two_times_apart_and_two_containers_are_told_each() -> None:
-    one = health((0, "unhealthy"), (1, "healthy"), (FLAPS_S + 2, "unhealthy"))
+    one = health((0, "unhealthy"), (1, "healthy"), (FLAPPING_S + 2, "unhealthy"))
     two = health((5, "unhealthy"), of="redis-1")
     told = list(without_flapping(sorted([*one, *two], key=lambda event: event.at)))
     assert sorted((event.at, event.event, event.of) for event in told) == [
         (0, "unhealthy", "worker-1"),
         (1, "healthy", "worker-1"),
         (5, "unhealthy", "redis-1"),
-        (FLAPS_S + 2, "unhealthy", "worker-1"),
+        (FLAPPING_S + 2, "unhealthy", "worker-1"),
     ]
 
 
@@ -53,5 +53,5 @@ def test_people_may_do_a_thing_twice_within_seconds() -> None:
 def test_lengths_of_time() -> None:
     assert [seconds(text) for text in ("90s", "30m", "2h", "7d")] == [90, 1800, 7200, 604800]
     for text in ("x", "2", "h", "-1h", "1.5h"):
-        with pytest.raises(ConfigurationError, match="a length of time is a number and s, m, h or d"):
+        with pytest.raises(OpsError, match="a length of time is a number and s, m, h or d"):
             seconds(text)

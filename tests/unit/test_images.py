@@ -1,10 +1,11 @@
-"""The pure part of ops/images.py: which image is stood in for, and with which commands."""
+"""The pure part of ops/engine/images.py: which image is stood in for, and with which commands."""
 
 from pathlib import Path
 
 import pytest
 
-from ops.images import FAMILIES, ImageError, family_of, import_argv, mmdebstrap_argv, source_lines, upstream
+from ops.config import OpsError
+from ops.engine.images import FAMILIES, family_of, import_argv, mmdebstrap_argv, source_lines, upstream
 
 HOST = "Debian http://mirror.example/debian/\nDebian http://other.example/debian/\n"
 SECURITY = "Debian-Security http://mirror.example/debian-security/\n"
@@ -30,12 +31,12 @@ def test_known_images(image: str, family: str) -> None:
     "image", ["redis", "redis:80", "redis:6-alpine", "python:3.12-slim", "ghcr.io/someone/redis:8", "nginx:1"]
 )
 def test_unknown_image_is_named_in_the_error(image: str) -> None:
-    with pytest.raises(ImageError, match=image):
+    with pytest.raises(OpsError, match=image):
         family_of(image)
 
 
 def test_a_digest_has_no_stand_in() -> None:
-    with pytest.raises(ImageError, match="digest"):
+    with pytest.raises(OpsError, match="digest"):
         family_of("python:3.13-slim-trixie@sha256:" + "0" * 64)
 
 

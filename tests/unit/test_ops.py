@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from aegis_worker.settings import STOP_MARGIN_S
-from ops import commands, configuration, envfile, journal, releases, secrets
-from ops.configuration import ROOT, ConfigurationError
-from ops.credentials import ACL_TEMPLATE
-from ops.stack import Stack
+from ops.config import ROOT, OpsError, envfile, limits, units
+from ops.config.environment import Environment, names
+from ops.config.load import load as load_checked
+from ops.engine import commands, journal
+from ops.engine.stack import Stack
+from ops.release import versions
+from ops.secrets import passwords
 
 GOOD = """\
 ENV=test
@@ -22,7 +25,7 @@ COMPOSE_PROJECT_NAME=aegis-test
 COMPOSE_FILE=compose/base.yml:compose/prod.yml
 """
 
-Load = Callable[..., configuration.Environment]
+Load = Callable[..., Environment]
 
 
 @pytest.fixture
@@ -33,17 +36,17 @@ def load(tmp_path: Path) -> Load:
     (tmp_path / "app").symlink_to(ROOT / "app")
     (tmp_path / "env" / "base.env").write_text((ROOT / "env" / "base.env").read_text())
 
-    def load(text: str = "", local: str = "", name: str = "test", **shell: str) -> configuration.Environment:
+    def load(text: str = "", local: str = "", name: str = "test", **shell: str) -> Environment:
         (tmp_path / "env" / "test.env").write_text(GOOD + text)
         if local:
             (tmp_path / "env" / "test.local.env").write_text(local)
-        return configuration.load(name, root=tmp_path, shell=shell)
+        return load_checked(name, root=tmp_path, shell=shell)
 
     return load
 
 
 def test_the_app_and_the_host_know_one_margin() -> None:
-    assert configuration.STOP_MARGIN_S == STOP_MARGIN_S
+    assert limits.STOP_MARGIN_S == STOP_MARGIN_S
 
 
 def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
@@ -61,26 +64,35 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("not a line", "env/test.env:4: not NAME=value: not a line"),
         ("REDIS_PASSWORD=secret", "REDIS_PASSWORD does not go into env files"),
         ("WORKER_SIGNING_KEY=secret", "WORKER_SIGNING_KEY does not go into env files"),
-        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: it is a number of replicas, 0 to 9999"),
-        ("WORKER_REPLICAS=²", "WORKER_REPLICAS=²: it is a number of replicas, 0 to 9999"),
-        ("WORKER_MEDIA_REPLICAS=", "WORKER_MEDIA_REPLICAS=: it is a number of replicas, 0 to 9999"),
-        ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: it is an amount of memory"),
-        ("REDIS_MAXMEMORY=0", "REDIS_MAXMEMORY=0: it is an amount of memory"),
+        ("WORKER_REPLICAS=-1", "WORKER_REPLICAS=-1: it has to be a number of replicas, 0 to 9999"),
+        ("WORKER_REPLICAS=²", "WORKER_REPLICAS=²: it has to be a number of replicas, 0 to 9999"),
+        ("WORKER_MEDIA_REPLICAS=", "WORKER_MEDIA_REPLICAS=: it has to be a number of replicas, 0 to 9999"),
+        ("WORKER_MEMORY_LIMIT=lots", "WORKER_MEMORY_LIMIT=lots: it has to be an amount of memory"),
+        ("REDIS_MAXMEMORY=0", "REDIS_MAXMEMORY=0: it has to be an amount of memory"),
         ("WORKER_MEMORY_LIMIT=512M", "WORKER_MEMORY_RESERVATION=1G is more than WORKER_MEMORY_LIMIT=512M"),
-        ("WORKER_CPU_LIMIT=lots", "WORKER_CPU_LIMIT=lots: it is a number of CPUs, more than 0"),
-        ("WORKER_CPU_RESERVATION=0.0", "WORKER_CPU_RESERVATION=0.0: it is a number of CPUs, more than 0"),
-        ("REDIS_PORT=70000", "REDIS_PORT=70000: it is a port from 1 to 65535"),
-        ("REDIS_PORT=0", "REDIS_PORT=0: it is a port from 1 to 65535"),
-        ("REDIS_DB=-1", "REDIS_DB=-1: it is the number of a database"),
-        ("LOG_MAX_SIZE=10", "LOG_MAX_SIZE=10: it is a size"),
-        ("LOG_MAX_FILES=0", "LOG_MAX_FILES=0: it is a number of files, 1 or more"),
-        ("RESTART_POLICY=never", "RESTART_POLICY=never: it is unless-stopped, always, on-failure or no"),
-        ("REDIS_APPENDFSYNC=sometimes", "REDIS_APPENDFSYNC=sometimes: it is everysec, always or no"),
-        ("HEALTHCHECK_INTERVAL_SECONDS=0", "HEALTHCHECK_INTERVAL_SECONDS=0: it is a whole number of seconds, 1 or"),
-        ("WORKER_STOP_GRACE_SECONDS=1.5", "WORKER_STOP_GRACE_SECONDS=1.5: it is a whole number of seconds, 1 or more"),
-        ("WORKER_JOB_COMPLETION_WAIT=-1", "WORKER_JOB_COMPLETION_WAIT=-1: it is a whole number of seconds, 0 or more"),
-        ("APP_VERSION=a b", "APP_VERSION=a b: it is the tag of an image"),
-        ("REDIS_IMAGE=", "REDIS_IMAGE=: it is the name of an image"),
+        ("WORKER_CPU_LIMIT=lots", "WORKER_CPU_LIMIT=lots: it has to be a number of CPUs, more than 0"),
+        ("WORKER_CPU_RESERVATION=0.0", "WORKER_CPU_RESERVATION=0.0: it has to be a number of CPUs, more than 0"),
+        ("REDIS_PORT=70000", "REDIS_PORT=70000: it has to be a port from 1 to 65535"),
+        ("REDIS_PORT=0", "REDIS_PORT=0: it has to be a port from 1 to 65535"),
+        ("REDIS_DB=-1", "REDIS_DB=-1: it has to be the number of a database"),
+        ("LOG_MAX_SIZE=10", "LOG_MAX_SIZE=10: it has to be a size"),
+        ("LOG_MAX_FILES=0", "LOG_MAX_FILES=0: it has to be a number of files, 1 or more"),
+        ("RESTART_POLICY=never", "RESTART_POLICY=never: it has to be unless-stopped, always, on-failure or no"),
+        ("REDIS_APPENDFSYNC=sometimes", "REDIS_APPENDFSYNC=sometimes: it has to be everysec, always or no"),
+        (
+            "HEALTHCHECK_INTERVAL_SECONDS=0",
+            "HEALTHCHECK_INTERVAL_SECONDS=0: it has to be a whole number of seconds, 1 or",
+        ),
+        (
+            "WORKER_STOP_GRACE_SECONDS=1.5",
+            "WORKER_STOP_GRACE_SECONDS=1.5: it has to be a whole number of seconds, 1 or more",
+        ),
+        (
+            "WORKER_JOB_COMPLETION_WAIT=-1",
+            "WORKER_JOB_COMPLETION_WAIT=-1: it has to be a whole number of seconds, 0 or more",
+        ),
+        ("APP_VERSION=a b", "APP_VERSION=a b: it has to be the tag of an image"),
+        ("REDIS_IMAGE=", "REDIS_IMAGE=: it has to be the name of an image"),
         ("WORKER_QUEUES=system,nope", "WORKER_QUEUES: unknown queue nope: the queues are load_test, media, system"),
         ("WORKER_REPLICSA=3", "env/test.env: WORKER_REPLICSA is not in env/base.env: did you mean WORKER_REPLICAS?"),
         ("LOG_LEVEL=INFO\nLOG_LEVEL=DEBUG", "env/test.env:5: LOG_LEVEL stands in line 4, too"),
@@ -89,14 +101,14 @@ def test_later_files_win_and_the_shell_above_them(load: Load) -> None:
         ("REDIS_MAXMEMORY=500mb", "REDIS_MAXMEMORY=500mb needs REDIS_MEMORY_LIMIT of 1.5 times as much"),
         ("REDIS_SSL=true", "REDIS_SSL=true needs compose/tls.yml in COMPOSE_FILE"),
         ("BACKUP_AGE_RECIPIENT=age1x\nBACKUP_GPG_RECIPIENT=me", "encrypted with one of them"),
-        ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it is no, optional or yes"),
-        ("WORKER_EGRESS=no", "WORKER_EGRESS=no: it is on or off"),
+        ("REDIS_TLS_CLIENTS=required", "REDIS_TLS_CLIENTS=required: it has to be no, optional or yes"),
+        ("WORKER_EGRESS=no", "WORKER_EGRESS=no: it has to be on or off"),
         ("WORKER_EGRESS=off", "WORKER_EGRESS=off needs compose/secure-network.yml in COMPOSE_FILE"),
         ("REDIS_TLS_NAMES=a b,c", "REDIS_TLS_NAMES: a b is neither a name nor an address"),
     ],
 )
 def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(OpsError) as caught:
         load(text)
     assert said in str(caught.value)
 
@@ -105,7 +117,11 @@ def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
     ("key", "value", "said"),
     [
         ("ENV", "prod", "it has to be its own name, ENV=test"),
-        ("COMPOSE_PROJECT_NAME", "Aegis", "COMPOSE_PROJECT_NAME=Aegis: it is small letters, digits, - and _"),
+        (
+            "COMPOSE_PROJECT_NAME",
+            "Aegis",
+            "COMPOSE_PROJECT_NAME=Aegis: it has to be lower-case letters, digits, - and _",
+        ),
         ("COMPOSE_FILE", "", "COMPOSE_FILE is missing in env/test.env"),
         ("COMPOSE_FILE", "base.yml:nope.yml", "compose/nope.yml, which is not there; compose/ has base.yml, dev.yml"),
         ("COMPOSE_FILE", "base.yml:common.yml", "compose/common.yml, which is no layer; compose/ has base.yml"),
@@ -120,7 +136,7 @@ def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
 def test_what_makes_the_stack_is_checked(load: Load, key: str, value: str, said: str) -> None:
     if key == "COMPOSE_FILE" and value:
         value = ":".join(name if name.startswith("/") else f"compose/{name}" for name in value.split(":"))
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(OpsError) as caught:
         load(local=f"{key}={value}")
     assert said in str(caught.value)
 
@@ -136,7 +152,7 @@ def test_files_that_cannot_be_read_are_named(load: Load, tmp_path: Path) -> None
         (lambda: (file.unlink(), file.mkdir()), "env/test.local.env: cannot be read: Is a directory"),
     ):
         make()
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(OpsError, match=said):
             load()
 
 
@@ -148,24 +164,24 @@ def test_an_environment_with_tls(load: Load) -> None:
     text = "COMPOSE_FILE=compose/base.yml:compose/tls.yml\nREDIS_SSL=true\nREDIS_TLS_NAMES= a.example.org, ::1,"
     environment = load(local=text)
     assert environment.tls
-    assert environment.redis_names == ["a.example.org", "::1"]
+    assert environment.listed("REDIS_TLS_NAMES") == ["a.example.org", "::1"]
 
 
 def test_all_problems_are_said_at_once(load: Load) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(OpsError) as caught:
         load("WORKER_REPLICAS=x\nREDIS_MAXMEMORY=y")
     assert len(str(caught.value).splitlines()) == 2
 
 
 def test_an_environment_that_is_not_there(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "my_env.env").write_text("")
-    with pytest.raises(ConfigurationError, match=r"there is no env/nope\.env; there are: test$"):
+    with pytest.raises(OpsError, match=r"there is no env/nope\.env; there are: test$"):
         load(name="nope")
 
 
 @pytest.mark.parametrize("name", ["base", "../etc", "test.local", "", "my_env", "Prod"])
 def test_an_environment_that_is_none(load: Load, name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"ENV={name}: an environment's name is of small letters, digits"):
+    with pytest.raises(OpsError, match=f"ENV={name}: an environment's name has lower-case letters, digits"):
         load(name=name)
 
 
@@ -173,27 +189,27 @@ def test_two_environments_are_not_one_stack_by_what_this_machine_says(load: Load
     (tmp_path / "env" / "other.env").write_text("COMPOSE_PROJECT_NAME=other")
     assert load().values["COMPOSE_PROJECT_NAME"] == "aegis-test"
     (tmp_path / "env" / "other.local.env").write_text("COMPOSE_PROJECT_NAME=aegis-test")
-    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is ENV=other's"):
+    with pytest.raises(OpsError, match=r"COMPOSE_PROJECT_NAME=aegis-test is also that of ENV=other"):
         load()
 
 
 def test_producers_keep_their_password_until_it_is_ended(tmp_path: Path) -> None:
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, ACL_TEMPLATE)
-    first = secrets.hashes(folder, "producer")
+    passwords.ensure(folder)
+    first = passwords.hashes(folder, "producer")
     for _ in range(2):
-        secrets.replace(folder, ACL_TEMPLATE, "producer", secrets.new_password())
-    assert secrets.hashes(folder, "producer")[-1:] == first
-    assert len(secrets.hashes(folder, "producer")) == 3
-    secrets.retire(folder, ACL_TEMPLATE, "producer")
-    assert len(secrets.hashes(folder, "producer")) == 1
+        passwords.replace(folder, "producer", passwords.new_password())
+    assert passwords.hashes(folder, "producer")[-1:] == first
+    assert len(passwords.hashes(folder, "producer")) == 3
+    passwords.retire(folder, "producer")
+    assert len(passwords.hashes(folder, "producer")) == 1
 
 
 def test_what_was_deployed_is_not_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
     monkeypatch.setattr(journal, "path", lambda environment: tmp_path / environment)
 
     def is_deployed(version: str) -> bool:
-        return releases.is_deployed(Stack(load(f"APP_VERSION={version}")))
+        return versions.is_deployed(Stack(load(f"APP_VERSION={version}")))
 
     journal.write("test", "up", version="dev")
     journal.write("test", "deploy", version="bad", outcome="failed")
@@ -203,18 +219,18 @@ def test_what_was_deployed_is_not_built_anew(tmp_path: Path, monkeypatch: pytest
     assert is_deployed("dev")
 
 
-@pytest.mark.parametrize("name", configuration.names())
+@pytest.mark.parametrize("name", names())
 def test_the_projects_own_environments_are_in_order(name: str) -> None:
-    assert configuration.load(name, shell={}).layers
+    assert load_checked(name, shell={}).layers
 
 
 def test_sizes() -> None:
-    assert [configuration.size(text) for text in ("512M", "256mb", "1G", "7")] == [512 << 20, 256 << 20, 1 << 30, 7]
-    assert configuration.size("1.5G") is None
+    assert [units.size(text) for text in ("512M", "256mb", "1G", "7")] == [512 << 20, 256 << 20, 1 << 30, 7]
+    assert units.size("1.5G") is None
 
 
 def test_the_command_lines() -> None:
-    dev = configuration.load("dev", shell={})
+    dev = load_checked("dev", shell={})
     files = ["--env-file", "env/base.env", "--env-file", "env/dev.env"]
     if dev.local_file.exists():
         files += ["--env-file", "env/dev.local.env"]
@@ -245,104 +261,104 @@ def test_the_command_lines() -> None:
 
 def test_a_variable_is_written_in_place(tmp_path: Path) -> None:
     file = tmp_path / "dev.local.env"
-    configuration.write(file, "WORKER_REPLICAS", "3")
+    envfile.write(file, "WORKER_REPLICAS", "3")
     file.write_text(file.read_text() + "MINE=1\n")
-    configuration.write(file, "WORKER_REPLICAS", "5")
+    envfile.write(file, "WORKER_REPLICAS", "5")
     assert envfile.parse(file.read_text())[0] == {"MINE": "1", "WORKER_REPLICAS": "5"}
     assert [path.name for path in tmp_path.iterdir()] == ["dev.local.env"]
 
 
-def passwords(folder: Path) -> dict[str, str]:
-    return {user: (folder / name).read_text() for user, name in secrets.USERS.items()}
+def passwords_in(folder: Path) -> dict[str, str]:
+    return {user: (folder / name).read_text() for user, name in passwords.USERS.items()}
 
 
 def users(folder: Path) -> dict[str, str]:
     """The rules of each user, as Redis gets them."""
-    lines = (folder / secrets.ACL).read_text().splitlines()
+    lines = (folder / passwords.ACL).read_text().splitlines()
     return {line.split()[1]: line for line in lines}
 
 
 def test_secrets_are_made_once_and_closed_to_others(tmp_path: Path) -> None:
     folder = tmp_path / "secrets" / "test"
-    assert secrets.ensure(folder, ACL_TEMPLATE)
-    made = passwords(folder)
+    assert passwords.ensure(folder)
+    made = passwords_in(folder)
     assert len(set(made.values())) == 4
     assert users(folder)["default"] == "user default off ~* &* +@all"
     for user, password in made.items():
         assert len(password) >= 32
         assert f" on #{hashlib.sha256(password.encode()).hexdigest()} " in users(folder)[user]
-        assert password not in (folder / secrets.ACL).read_text()
-    assert (folder / secrets.SIGNING_KEY).read_text() == ""
+        assert password not in (folder / passwords.ACL).read_text()
+    assert (folder / passwords.SIGNING_KEY).read_text() == ""
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
-    assert not secrets.ensure(folder, ACL_TEMPLATE)
-    assert passwords(folder) == made
+    assert not passwords.ensure(folder)
+    assert passwords_in(folder) == made
 
 
 def test_a_password_that_was_replaced_by_hand_reaches_the_acl(tmp_path: Path) -> None:
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, ACL_TEMPLATE)
-    file = folder / secrets.USERS["worker"]
+    passwords.ensure(folder)
+    file = folder / passwords.USERS["worker"]
     file.chmod(0o644)
     file.write_text("mine\n")
-    assert secrets.ensure(folder, ACL_TEMPLATE)
+    assert passwords.ensure(folder)
     assert hashlib.sha256(b"mine").hexdigest() in users(folder)["worker"]
 
 
 def test_two_passwords_are_valid_until_the_last_one_is_retired(tmp_path: Path) -> None:
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, ACL_TEMPLATE)
-    before = passwords(folder)
-    secrets.replace(folder, ACL_TEMPLATE, "producer", "the new one")
-    assert passwords(folder) == before | {"producer": "the new one"}
+    passwords.ensure(folder)
+    before = passwords_in(folder)
+    passwords.replace(folder, "producer", "the new one")
+    assert passwords_in(folder) == before | {"producer": "the new one"}
     old, new = (hashlib.sha256(text.encode()).hexdigest() for text in (before["producer"], "the new one"))
     assert f" on #{new} #{old} " in users(folder)["producer"]
-    assert not secrets.ensure(folder, ACL_TEMPLATE), "`make up` in between changes nothing"
-    secrets.retire(folder, ACL_TEMPLATE, "producer")
-    assert old not in (folder / secrets.ACL).read_text()
+    assert not passwords.ensure(folder), "`make up` in between changes nothing"
+    passwords.retire(folder, "producer")
+    assert old not in (folder / passwords.ACL).read_text()
     assert f" on #{new} " in users(folder)["producer"]
 
 
 def test_secrets_that_were_open_to_others_are_closed_and_said(tmp_path: Path) -> None:
     folder = tmp_path / "secrets" / "test"
-    assert secrets.close(folder) == []
-    secrets.ensure(folder, ACL_TEMPLATE)
-    assert secrets.close(folder) == []
+    assert passwords.close(folder) == []
+    passwords.ensure(folder)
+    assert passwords.close(folder) == []
     folder.chmod(0o750)
     (folder / "redis_ca.key").touch(mode=0o600)
     (folder / "redis_ca.key").chmod(0o620)
-    opened, written = secrets.close(folder)
+    opened, written = passwords.close(folder)
     assert opened.startswith(f"{folder} was open to other users, and is closed now")
     assert "`make secrets-rotate`" in opened
     assert written.startswith(f"{folder / 'redis_ca.key'} was open to other users' writing")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "redis_ca.key").stat().st_mode) == 0o600
-    assert secrets.close(folder) == []
+    assert passwords.close(folder) == []
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds no password, which is one word"),
-        (b" \n", "holds no password, which is one word"),
-        (b"two words", "holds no password, which is one word"),
-        (b"two\nlines\n", "holds no password, which is one word"),
-        (b"nul\0", "holds no password, which is one word"),
+        (b"", "does not hold a password, which is one word"),
+        (b" \n", "does not hold a password, which is one word"),
+        (b"two words", "does not hold a password, which is one word"),
+        (b"two\nlines\n", "does not hold a password, which is one word"),
+        (b"nul\0", "does not hold a password, which is one word"),
         (b"\xff", "is not text: delete it"),
-        (None, "is no file: move it away"),
+        (None, "is not a file: move it away"),
     ],
 )
 def test_a_secret_that_is_none_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     folder = tmp_path / "secrets" / "test"
-    secrets.ensure(folder, ACL_TEMPLATE)
-    file = folder / secrets.USERS["producer"]
+    passwords.ensure(folder)
+    file = folder / passwords.USERS["producer"]
     file.unlink()
     if content is None:
         file.mkdir()
     else:
         file.write_bytes(content)
-    with pytest.raises(ConfigurationError) as caught:
-        secrets.close(folder)
+    with pytest.raises(OpsError) as caught:
+        passwords.close(folder)
     assert str(caught.value).startswith(f"{file} {said}")
     assert "\n" not in str(caught.value)
 
@@ -350,23 +366,23 @@ def test_a_secret_that_is_none_is_named(tmp_path: Path, content: bytes | None, s
 def test_a_folder_of_secrets_that_is_none_or_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ConfigurationError, match="is no folder"):
-        secrets.close(file)
+    with pytest.raises(OpsError, match="is not a folder"):
+        passwords.close(file)
     monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(ConfigurationError, match="is another user's: `sudo chown"):
-        secrets.close(tmp_path)
+    with pytest.raises(OpsError, match="is another user's: `sudo chown"):
+        passwords.close(tmp_path)
 
 
 def test_environments_without_a_project_name_are_told_so(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "other.env").write_text("ENV=other\n")
     (tmp_path / "env" / "lacks.env").write_text("ENV=lacks\nCOMPOSE_FILE=compose/base.yml\n")
-    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME is missing in env/lacks\.env"):
+    with pytest.raises(OpsError, match=r"COMPOSE_PROJECT_NAME is missing in env/lacks\.env"):
         load(name="lacks")
 
 
 def test_two_environments_are_not_one_stack(load: Load, tmp_path: Path) -> None:
     (tmp_path / "env" / "other.env").write_text(GOOD.replace("ENV=test", "ENV=other"))
-    with pytest.raises(ConfigurationError, match=r"COMPOSE_PROJECT_NAME=aegis-test is ENV=other's"):
+    with pytest.raises(OpsError, match=r"COMPOSE_PROJECT_NAME=aegis-test is also that of ENV=other"):
         load()
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops import diag
-from ops.redaction import BLACK, Redactor, secrets_of
+from ops.look import diag
+from ops.look.redaction import REDACTED, Redactor, secrets_of
 
 SECRET = 'pä&s/"w+o<r>d\\1'
 GO_JSON = json.dumps(SECRET)[1:-1].replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
@@ -40,7 +40,7 @@ def test_a_secret_is_found_however_it_is_written(written: str) -> None:
     assert redactor.finds(f"a {written} b")
     clean = redactor.clean(f"a {written} b")
     assert written.strip('"') not in clean
-    assert BLACK in clean
+    assert REDACTED in clean
     assert not redactor.finds(clean)
 
 
@@ -53,11 +53,11 @@ def test_within_something_that_is_base64(before: bytes, secret: str, after: byte
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("API_TOKEN=x y", f"API_TOKEN={BLACK}"),
-        ('["DB_PASSWORD=x\\"y", "B=2"]', f'["DB_PASSWORD={BLACK}", "B=2"]'),
-        ('{"requirepass": "x", "port": "1"}', f'{{"requirepass": "{BLACK}", "port": "1"}}'),
-        ("SENTRY_DSN=x\nSIGNING_KEY=y", f"SENTRY_DSN={BLACK}\nSIGNING_KEY={BLACK}"),
-        ("URL=redis://ada:x@host:1/0", f"URL=redis://{BLACK}@host:1/0"),
+        ("API_TOKEN=x y", f"API_TOKEN={REDACTED}"),
+        ('["DB_PASSWORD=x\\"y", "B=2"]', f'["DB_PASSWORD={REDACTED}", "B=2"]'),
+        ('{"requirepass": "x", "port": "1"}', f'{{"requirepass": "{REDACTED}", "port": "1"}}'),
+        ("SENTRY_DSN=x\nSIGNING_KEY=y", f"SENTRY_DSN={REDACTED}\nSIGNING_KEY={REDACTED}"),
+        ("URL=redis://ada:x@host:1/0", f"URL=redis://{REDACTED}@host:1/0"),
         ("db0:keys=5,expires=0", "db0:keys=5,expires=0"),
         ("REDIS_SOCKET_KEEPALIVE=true WORKER_KEEP_RESULT_SECONDS=1", None),
         ("python:3.13@sha256:abc keyspace_hits:5", None),

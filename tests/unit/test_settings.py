@@ -17,7 +17,7 @@ from aegis_worker.worker import keeper, pulse, runner, worker
 from app.components.worker.queues import configured
 from app.core.config import Settings
 from docs import generate
-from ops import configuration
+from ops.config import limits
 from tests.conftest import ROOT
 
 BASE = generate.values("base")
@@ -166,7 +166,7 @@ def test_what_comes_after_a_drain_fits_into_its_margin() -> None:
     settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + STOP_MARGIN_S)
     most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + pulse.FORGET_S
     assert runner.CANCEL_WAIT_S < worker.GIVE_BACK_S
-    assert most + 2 <= STOP_MARGIN_S == configuration.STOP_MARGIN_S
+    assert most + 2 <= STOP_MARGIN_S == limits.STOP_MARGIN_S
 
 
 def test_all_problems_are_said_at_once() -> None:

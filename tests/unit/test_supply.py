@@ -11,9 +11,9 @@ import pytest
 from image import trim
 from image.sbom import debian
 from image.sbom import fields as fields_of
-from ops import configuration
-from ops.configuration import Environment
-from ops.supply import home
+from ops.config import envfile
+from ops.config.environment import Environment
+from ops.release.supply import home
 
 #: A package that others need, each with those that need it.
 NEEDED_BY = {"libc6": {"dash", "tar", "libfoo"}, "libfoo": {"dash"}, "perl-base": {"tar", "netbase"}, "tar": set()}
@@ -94,6 +94,6 @@ def test_a_digest_is_written_where_the_image_is_named(
 def test_a_variable_is_written_in_its_place(tmp_path: Path) -> None:
     file = tmp_path / "prod.env"
     file.write_text("# The first.\nA=1\nB=2\n")
-    configuration.write(file, "A", "3")
-    configuration.write(file, "C", "4")
+    envfile.write(file, "A", "3")
+    envfile.write(file, "C", "4")
     assert file.read_text() == "# The first.\nA=3\nB=2\nC=4\n"

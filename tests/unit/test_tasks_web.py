@@ -14,7 +14,7 @@ import pytest
 
 from app.components.worker.tasks import system, web
 from app.components.worker.tasks.system import check_url
-from ops import certificates
+from ops.secrets import certificates
 
 Serve = Callable[..., Any]
 

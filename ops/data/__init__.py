@@ -1,0 +1,1 @@
+"""What Redis holds: saved, counted, restored, moved to another server."""

@@ -1,0 +1,48 @@
+"""One change of a stack, from its begin to its end: what is on record, and what undoes it if it fails."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from ..config import OpsError
+from . import journal
+from .stack import Stack
+from .terminal import say
+
+
+@contextmanager
+def change(
+    stack: Stack,
+    event: str,
+    *,
+    undo: Callable[[], object],
+    undone: str,
+    cut_short: str,
+    finish: Callable[[], object] = lambda: None,
+    begun: Mapping[str, object] | None = None,
+    **facts: object,
+) -> Iterator[Callable[[], float]]:
+    """Make a change, and give a clock with its seconds. It ends as done, or it has failed and is undone.
+
+    An interruption undoes nothing, and ``cut_short`` is said: what was begun can be finished.
+
+    :param undone: how the stack is after ``undo``, for the message of the error
+    :param finish: clears up what ``undo`` would have needed
+    :param begun: what the journal has to know before the change, so that another command can finish it
+    :param facts: what the journal has to know in any case
+    """
+    if begun is not None:
+        stack.record(event, **{**facts, **begun}, outcome=journal.BEGUN)
+    began = time.monotonic()
+    try:
+        yield lambda: round(time.monotonic() - began, 1)
+    except OpsError as error:
+        undo()
+        stack.record(event, **facts, outcome=journal.FAILED, reason=str(error))
+        raise OpsError(f"{error}; {undone}") from None
+    except KeyboardInterrupt:
+        say(cut_short)
+        raise
+    seconds = round(time.monotonic() - began, 1)
+    finish()
+    stack.record(event, **facts, outcome=journal.DONE, seconds=seconds)

@@ -1,0 +1,1 @@
+"""What runs, what happened and what is wrong. Nothing here changes the stack."""
