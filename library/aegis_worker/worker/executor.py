@@ -74,7 +74,7 @@ class Ending:
 
     settlement: Settlement
     after: Callable[[], Coroutine[Any, Any, None]] | None = None  #: to be awaited once Redis has heard
-    success: bool = False
+    success: bool | None = None  #: None where the job goes back to its queue
 
 
 class Executor:
@@ -92,46 +92,45 @@ class Executor:
 
         Whatever goes wrong on the way ends the job, too. Raises ``CancelledError`` where its own task is cancelled.
         """
+        options, claim = self._options, run.claim
+        run.started_ms = timestamp_ms()
         try:
-            return await self._execute(run)
+            if claim.payload is None and claim.due_ms == ABORT_SCORE:
+                return Ending(
+                    Completed(claim.lease), success=False
+                )  # it ended while its abort put it into the queue again
+            try:
+                run.job = job = read(claim, options.job_deserializer)
+                function = self._function_of(run)
+            except Refusal as refusal:
+                self._set_context(run)
+                return await self._refused(run, refusal)
+
+            self._set_context(run)
+            ctx = {
+                **options.ctx,
+                "job_id": claim.lease.job_id,
+                "job_try": job.tries,
+                "enqueue_time": ms_to_datetime(job.enqueued_ms),
+                "score": claim.due_ms,
+            }
+            outcome = await self._try(run, function, ctx)
+            if outcome is None:
+                return None
+            if options.on_job_end:
+                try:
+                    await self._call_hook("on_job_end", ctx)
+                except asyncio.CancelledError:  # at the end of a drain; the job itself is done
+                    logger.error("on_job_end did not end in time")
+            ending = self._end(run, outcome) if isinstance(outcome, Ended) else self.requeue(run, outcome)
+            if options.after_job_end:
+                ending.after = partial(self._call_hook, "after_job_end", ctx)
+            return ending
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and cancelled():  # or somebody's code has raised it
                 raise
             logger.critical("ended outside its bounds", exc_info=error)
             return self._end(run, Ended(False, error, "failed"))
-
-    async def _execute(self, run: Run) -> Ending | None:
-        claim = run.claim
-        run.started_ms = timestamp_ms()
-        if claim.payload is None and claim.due_ms == ABORT_SCORE:  # it ended while its abort put it back into the queue
-            return Ending(Completed(claim.lease), success=False)
-        try:
-            run.job = job = read(claim, self._options.job_deserializer)
-            function = self._function_of(run)
-        except Refusal as refusal:
-            self._set_context(run)
-            return await self._refused(run, refusal)
-
-        self._set_context(run)
-        ctx = {
-            **self._options.ctx,
-            "job_id": claim.lease.job_id,
-            "job_try": job.tries,
-            "enqueue_time": ms_to_datetime(job.enqueued_ms),
-            "score": claim.due_ms,
-        }
-        outcome = await self._try(run, function, ctx)
-        if outcome is None:
-            return None
-        if self._options.on_job_end:
-            try:
-                await self._call_hook("on_job_end", ctx)
-            except asyncio.CancelledError:  # at the end of a drain; the job itself is done
-                logger.error("on_job_end did not end in time")
-        ending = self._end(run, outcome) if isinstance(outcome, Ended) else self.requeue(run, outcome)
-        if self._options.after_job_end:
-            ending.after = partial(self._call_hook, "after_job_end", ctx)
-        return ending
 
     def _function_of(self, run: Run) -> Function | CronJob:
         """Return what the job is to run. Raises ``Refusal`` where it may not."""
@@ -244,7 +243,7 @@ class Executor:
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
             return Ending(Completed(lease, result, keep_ms, mark_ms), success=end.success)
         letter = dead_letter(run.job, end.result, end.reason)
-        return Ending(Died(lease, result, keep_ms, letter, run.claim.payload or b""))
+        return Ending(Died(lease, result, keep_ms, letter, run.claim.payload or b""), success=False)
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
         """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot

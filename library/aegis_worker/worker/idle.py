@@ -15,7 +15,6 @@ class Busy:
     """Nothing more can be claimed until a job ends, or its end is stored, or the rate limit allows for more."""
 
     wait_s: float = IDLE_POLL_S
-    backlogged: bool = False  #: slots are free, but too many ends wait to be stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,12 +54,8 @@ class Intake:
         self._next: Next = Again()
         self._notified = False  # of a job since the last poll
         self._unanswered = False  # Redis may have taken a claim whose jobs we do not run
+        self.backlogged = False  #: slots are free, but too many ends wait to be stored
         self.exhausted = False  #: the last poll found nothing due, and nothing that may be due came about since
-
-    @property
-    def backlogged(self) -> bool:
-        """Whether slots are free, but too many ends wait to be stored."""
-        return isinstance(self._next, Busy) and self._next.backlogged
 
     @property
     def parks(self) -> bool:
@@ -80,8 +76,10 @@ class Intake:
         free = int(min(self._runner.free, self._most()))
         wanted = min(free, MOST_CLAIMED, self._runner.room)
         if not self._accepts() or wanted <= 0:
+            self.backlogged = free > 0
             await self._listener.release()
-            return Busy(backlogged=free > 0)  # the end of a job wakes us, or that it is stored
+            return Busy()  # the end of a job wakes us, or that it is stored
+        self.backlogged = False
         notified, self._notified = self._notified, False
         self.exhausted = True  # unless something comes about meanwhile
         parked = isinstance(previous, Park) and not notified and self._listener.proved

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from aegis_worker.queue import keys
 from aegis_worker.queue.scripts import Claim
-from aegis_worker.queue.settlement import Completed, Died, Reply, Retried, Returned
+from aegis_worker.queue.settlement import Reply, Retried
 from aegis_worker.worker.commits import MOST_JOBS, Commits
 from aegis_worker.worker.executor import Ending, Executor
 from aegis_worker.worker.idle import BLOCKED_POLL_S
@@ -96,14 +96,16 @@ class Runner:
 
         Where its last try is still in our hands, that goes on by the new claim.
         """
-        if self.runs.take_over(claim):
-            return
-        previous, run = self.runs.get(claim.lease.job_id), Run(claim, monotonic() + self._ends_s)
-        if previous and previous.task and not previous.task.done():
-            # It does not end, though it was cancelled: others may try the job, but it does not run beside itself.
-            wait_s = max(BLOCKED_POLL_S, self._peers.leave())
-            self._settle(run, Ending(Retried(claim.lease, int(wait_s * 1000))))
-            return
+        run = Run(claim, monotonic() + self._ends_s)
+        if previous := self.runs.get(claim.lease.job_id):
+            if claim.lapsed and previous.renewed:
+                previous.take_over(claim)
+                return
+            if previous.task and not previous.task.done():
+                # It does not end, though it was cancelled: others may try the job, but it does not run beside itself.
+                wait_s = max(BLOCKED_POLL_S, self._peers.leave())
+                self._settle(run, Ending(Retried(claim.lease, int(wait_s * 1000))))
+                return
         self.runs.add(run)
         if not begin:
             self._settle(run, self._executor.requeue(run, Requeued(counts=False)))
@@ -185,13 +187,12 @@ class Runner:
         self._commits.add(ending.settlement, settled)
 
     def _count(self, ending: Ending) -> None:
-        match ending.settlement:
-            case Completed() if ending.success:
-                self._counters.jobs_complete += 1
-            case Completed() | Died():
-                self._counters.jobs_failed += 1
-            case Retried() | Returned():
-                self._counters.jobs_retried += 1
+        if ending.success:
+            self._counters.jobs_complete += 1
+        elif ending.success is None:
+            self._counters.jobs_retried += 1
+        else:
+            self._counters.jobs_failed += 1
 
     def _hook_ended(self, task: asyncio.Task[None]) -> None:
         self._hooks.discard(task)

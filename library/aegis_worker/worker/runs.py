@@ -53,6 +53,10 @@ class Run:
         """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
         return self.settling or self.ends_by > monotonic()
 
+    def take_over(self, claim: Claim) -> None:
+        """Go on by the lease of a new claim, since the old one had lapsed."""
+        self.claim.lease.token, self.claim.lease.tried = claim.lease.token, claim.lease.tried
+
     def interrupt(self, cause: Cause) -> None:
         """Cancel the job's code, if it still runs, or have it not begin; the first cause stands."""
         if self.interruptible and self.cause is None:
@@ -83,14 +87,6 @@ class Runs:
         # By now the job may be ours once more: given back, and claimed before the reply came.
         if self._by_id.get(run.claim.lease.job_id) is run:
             del self._by_id[run.claim.lease.job_id]
-
-    def take_over(self, claim: Claim) -> bool:
-        """Have the run of a job whose lease lapsed go on by that of a new claim; return False where there is none."""
-        run = self._by_id.get(claim.lease.job_id)
-        if not (claim.lapsed and run and run.renewed):
-            return False
-        run.claim.lease.token, run.claim.lease.tried = claim.lease.token, claim.lease.tried
-        return True
 
     def leases(self) -> list[Lease]:
         """Return the leases that are to be renewed; called in a thread, too."""
