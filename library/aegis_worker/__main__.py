@@ -1,5 +1,24 @@
 """``python -m aegis_worker`` is ``aegis-worker``."""
 
-from aegis_worker.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+from aegis_worker import extra
+
+
+def main() -> None:
+    """Run one command, as ``aegis_worker.cli.main`` does; without the extra ``project``, say that it is missing."""
+    try:
+        from aegis_worker.cli import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        if explained := extra.explain(error, "The command line"):
+            print(explained, file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -15,10 +15,17 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from arq.connections import RedisSettings
-from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from aegis_worker import extra
 from aegis_worker.payload import Format, Serializer
+
+try:
+    from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
+    from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+except ModuleNotFoundError as error:
+    if explained := extra.explain(error, "aegis_worker.Settings, or what reads it,"):
+        raise ModuleNotFoundError(explained, name=error.name) from error
+    raise
 
 IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"  #: as our image says
 
