@@ -18,6 +18,6 @@ def explain(error: ModuleNotFoundError, what: str) -> str | None:
     if package not in MODULES:
         return None
     return (
-        f"{what} cannot be used without the module {package}: install the library with its extra `project`, "
-        'pip install "aegis-worker[project]"'
+        f"{what} cannot be used without the module {package}: "
+        "install the library with its extra, as aegis-worker[project]"
     )
