@@ -14,6 +14,7 @@ from typing import Any
 
 from arq import Retry, cron, func
 from arq.connections import RedisSettings
+
 from arq import Worker, run_worker  # isort: skip
 
 Ctx = dict[str, Any]
