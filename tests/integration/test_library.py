@@ -23,7 +23,7 @@ import zipfile
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from datetime import datetime
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -290,6 +290,7 @@ async def test_a_stock_project_runs_by_one_changed_import(
         started = [await workers.enter_async_context(shop(bare, library, how)) for library in libraries]
         await eventually(lambda: logged(redis, "startup", len(libraries)))
         seen = await everything(redis)
+        await eventually(lambda: logged(redis, "tick", 2))
     log = [line.decode() for line in await redis.lrange("log", 0, -1)]
     assert seen == {
         "add": 41,
@@ -313,7 +314,6 @@ async def test_a_stock_project_runs_by_one_changed_import(
     assert log.count("try 1 of fails") == 1
     assert "try 2 of fails" not in log, "a plain exception is not retried"
     assert log.count("end of add") == log.count("after add") == 1
-    assert log.count("tick") >= 2
     assert log.count("shutdown with discount 1") == len(libraries)
     assert [each.process.returncode for each in started] == [0] * len(libraries)
 
@@ -700,7 +700,6 @@ async def test_a_stock_project_moves_to_the_library(
             )
             assert (await check.wait() == 0) is healthy
         assert ("INFO:arq.worker:" in (tmp_path / "log").read_text()) is (line == old)
-    assert await redis.zcard("arq:queue") == 0
 
 
 async def test_a_stock_project_moves_to_this_repository(
@@ -724,8 +723,8 @@ async def test_a_stock_project_moves_to_this_repository(
 
     serializer = aegis_worker.Serializer()
     space: dict[str, Any] = {}
-    for code in snippets(MIGRATING):
-        execute(code, space)
+    (drained,) = (code for code in snippets(MIGRATING) if "is_drained" in code)
+    execute(drained, space)
     log = tmp_path / "log"
     async with running(*app, "worker", "--queue", "shop", cwd=tmp_path, env=env, log=log):
         pickled = await redis.enqueue_job("add", 1, 2, _queue_name="arq:queue:shop")
@@ -826,14 +825,19 @@ async def test_classes_and_models_are_carried_as_the_page_says(redis: ArqRedis, 
 
     basket = space["Basket"]
     assert await echoed(basket([1, 2])) == basket([1, 2], "EUR")
-    # A job of before `currency` was added, and one of a class that had a field more.
+    # Jobs of before `currency` was added, and of a class that had a field more.
     record = {"t": None, "f": "f", "k": {}, "et": 0}
-    older = (
-        serializer.dumps(record | {"a": (basket([1]),)})
-        .replace(b"\xa8currency\xa3EUR", b"")
-        .replace(b"\x82\xa6pri", b"\x81\xa6pri")
+    older, other = (
+        serializer.dumps(record | {"a": (aegis_worker.register(cls)([1]),)})
+        for cls in (
+            make_dataclass("Basket", ["prices"], namespace={"__module__": "shop"}),
+            make_dataclass("Basket", ["prices", ("owner", str, "me")], namespace={"__module__": "shop"}),
+        )
     )
-    assert b"EUR" not in older
+    aegis_worker.register(basket)
+    assert serializer.loads(older)["a"] == (basket([1], "EUR"),)
+    with pytest.raises(TypeError, match="owner"):
+        serializer.loads(other)
 
     named = datetime(2026, 5, 1, 12, tzinfo=ZoneInfo("Europe/Vienna"))
     back = await echoed(named)
