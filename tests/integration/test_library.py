@@ -436,7 +436,7 @@ def test_it_installs_as_the_page_says(full: Environment, tmp_path: Path) -> None
     assert len(installs) == 3
     for command in installs:
         subprocess.run([full.python, "-m", "pip", "uninstall", "-qy", "aegis-worker"], check=True)
-        run = command.replace("git+https://git.example/team/aegis-worker.git", f"git+file://{tmp_path}")
+        run = command.replace("git+https://git.example.org/team/aegis-worker.git", f"git+file://{tmp_path}")
         subprocess.run(
             ["bash", "-euc", run],
             cwd=tmp_path,
@@ -465,6 +465,26 @@ async def test_a_fastapi_application_does_as_well(
     server = [sys.executable, "-c", "import os, uvicorn; uvicorn.run('api:app', port=int(os.environ['PORT']))"]
     busy = {"detail": "this order is being billed"}
     await serves_orders(tmp_path, bare, redis_server, server, orders="/orders", job="/jobs/{}", busy=busy)
+
+
+def test_the_fastapi_application_has_the_right_types(tmp_path: Path) -> None:
+    """Where there is no FastAPI to run it, this finds names and arguments of ours that do not exist."""
+    write(tmp_path, files("docs/producers.md"))
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--follow-imports=silent"]
+    lax = [
+        "--allow-untyped-decorators",
+        "--allow-subclassing-any",
+        "--config-file=",
+        "--cache-dir",
+        ROOT / ".mypy_cache",
+    ]
+    done = subprocess.run(
+        [*mypy, *lax, tmp_path / "api.py"],
+        env={"PATH": os.environ["PATH"], "MYPYPATH": str(LIBRARY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 async def serves_orders(
@@ -700,6 +720,21 @@ async def test_a_stock_project_moves_to_the_library(
             )
             assert (await check.wait() == 0) is healthy
         assert ("INFO:arq.worker:" in (tmp_path / "log").read_text()) is (line == old)
+
+
+async def test_a_worker_in_burst_mode_does_not_wait_for_deferred_jobs(
+    redis: ArqRedis, redis_server: RedisSettings
+) -> None:
+    """As the table says, where arq's does."""
+    job = await redis.enqueue_job("echo", _queue_name=QUEUE, _defer_by=30)
+    assert job is not None
+    worker = aegis_worker.Worker(
+        [echo], queue_name=QUEUE, redis_settings=redis_server, burst=True, handle_signals=False
+    )
+    async with asyncio.timeout(10):
+        await worker.async_run()
+    await worker.close()
+    assert await job.status() == JobStatus.deferred
 
 
 async def test_a_stock_project_moves_to_this_repository(

@@ -46,6 +46,20 @@ async def test_its_jobs_are_those_of_a_stock_producer(redis: ArqRedis) -> None:
         assert await ours.status() == await theirs.status()
 
 
+async def test_its_times_are_those_that_a_stock_producer_takes(redis: ArqRedis) -> None:
+    minute = timedelta(minutes=1)
+    stock = await redis.enqueue_job("f", _job_id="a", _queue_name=QUEUE, _defer_by=minute, _expires=2 * minute)
+    ours = await Producer(redis).enqueue(NewJob("f", defer_by=minute, expires=2 * minute), queue_name=QUEUE)
+    assert stock is not None
+    assert ours is not None
+    for key in (keys.JOB + stock.job_id, keys.JOB + ours.job_id):
+        assert await redis.pttl(key) == pytest.approx(120_000, abs=200)
+    due = [score for _, score in await redis.zrange(QUEUE, 0, -1, withscores=True)]
+    assert due[0] == pytest.approx(due[1], abs=200)
+    with pytest.raises(ValueError, match="exclude"):
+        await enqueue_many(redis, [NewJob("f", defer_by=1, defer_until=datetime.now(UTC))])
+
+
 async def test_an_id_that_is_in_use_is_left_out(redis: ArqRedis, serve: MakeWorker) -> None:
     await enqueue(redis, "echo", 1, _job_id="there", _defer_by=60)
     jobs = [NewJob("echo", (n,), job_id=name) for n, name in enumerate(("there", "new", "new"))]
