@@ -73,6 +73,10 @@ async def test_attributes_that_are_inherited_count_and_those_no_worker_knows_do_
     assert (worker.max_jobs, worker.job_timeout_s, worker.max_tries) == (5, 9, 2)
 
 
+async def test_settings_may_be_a_dict_as_arqs() -> None:
+    assert create_worker({"functions": [task], "max_jobs": 3, "handle_signals": False}).max_jobs == 3
+
+
 @pytest.fixture
 def project() -> Project:
     """The project at hand, with nothing noted yet."""

@@ -6,8 +6,11 @@ import inspect
 from typing import Any
 
 
-def attributes(settings_class: type) -> dict[str, Any]:
-    """Return the public attributes of a class, and those that it inherits."""
+def attributes(settings_class: type | dict[str, Any]) -> dict[str, Any]:
+    """Return the public attributes of a class, and those that it inherits; or the entries of a dict, which arq takes
+    too."""
+    if isinstance(settings_class, dict):
+        return settings_class
     found: dict[str, Any] = {}
     for cls in reversed(settings_class.__mro__[:-1]):
         found |= {name: value for name, value in vars(cls).items() if not name.startswith("_")}

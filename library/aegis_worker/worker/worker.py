@@ -56,6 +56,8 @@ if not version_of("arq").startswith("0.28."):
 
 logger = logging.getLogger(__name__)
 
+#: Between two health records, at most: with arq's hour, a replica that died would count as alive for three hours.
+MOST_INTERVAL_S = 60.0
 CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
 # After the drain, all of them together less than the `STOP_MARGIN_S` of the settings:
 LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
@@ -235,7 +237,8 @@ class Worker(arq.worker.Worker):
             )
         pool, connections = self._pool, self._pool.connection_pool
         await prepare(connections)
-        self.ctx |= {"redis": pool, "replica": self.replica}
+        self.ctx["redis"] = pool
+        self.ctx.setdefault("replica", self.replica)
         await self.startup()
         wire = Wire(connections)
         scripts = self._scripts(wire.call)
@@ -251,7 +254,11 @@ class Worker(arq.worker.Worker):
             on_stored=self._end_stored,
         )
         health = Health(
-            pool, self.queue_name, self.replica, interval_s=self.health_check_interval, state=self._describe
+            pool,
+            self.queue_name,
+            self.replica,
+            interval_s=min(self.health_check_interval, MOST_INTERVAL_S),
+            state=self._describe,
         )
         pulse = Pulse(
             pool,
@@ -483,7 +490,7 @@ class Worker(arq.worker.Worker):
         }
 
 
-def create_worker(settings_cls: type, **options: Any) -> Worker:
+def create_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
     """Make a worker of a stock ``WorkerSettings`` class, as ``arq.worker.create_worker`` does.
 
     Attributes that are no option of a worker are ignored; ``options`` win over the class.
@@ -492,7 +499,7 @@ def create_worker(settings_cls: type, **options: Any) -> Worker:
     return Worker(**{name: value for name, value in attributes(settings_cls).items() if name in known} | options)
 
 
-def run_worker(settings_cls: type, **options: Any) -> Worker:
+def run_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
     """Serve the queue of a ``WorkerSettings`` class until a signal, as ``arq.run_worker`` does; return the worker."""
     worker = create_worker(settings_cls, **options)
     worker.run()
