@@ -126,7 +126,7 @@ async def test_a_stop_without_redis(arena: Arena, gone: str, twice: bool) -> Non
     member = await holding(arena, Job("work", (60,)), drain=drain_s, socket_timeout=10)
     if gone == "killed":
         arena.server.kill()
-        await eventually(lambda: member.said("next look in"))
+        await eventually(lambda: member.said("next try in"))
     else:
         arena.server.pause()
     begun = monotonic()
@@ -139,7 +139,7 @@ async def test_a_stop_without_redis(arena: Arena, gone: str, twice: bool) -> Non
 async def test_a_stop_while_idle_without_redis(arena: Arena) -> None:
     (member,) = await arena.fleet.start(1, drain=30)
     arena.server.kill()
-    await eventually(lambda: member.log.read_text().count("next look in") > 4)
+    await eventually(lambda: member.log.read_text().count("next try in") > 4)
     begun = monotonic()
     assert member.in_order(await arena.fleet.stop(member)), member.log.read_text()
     assert monotonic() - begun < 1.5, "the wait before the next look is some 4 s by now"

@@ -14,7 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aegis_worker import Worker
 from aegis_worker.queue import replicas
-from aegis_worker.queue.scripts import RECONNECT
+from aegis_worker.queue.scripts import RECONNECT, Scripts
 from aegis_worker.redis.connection import prepare
 from aegis_worker.worker.pulse import Pulse
 from aegis_worker.worker.worker import Parts
@@ -146,3 +146,93 @@ async def test_the_waits_for_redis_grow_and_differ(redis: ArqRedis, serve: MakeW
     assert len(set(late)) == len(late)
     assert RECONNECT.limit / 2 < max(late) <= RECONNECT.limit
     assert min(late) < RECONNECT.limit / 2
+
+
+# -- starts, and what is changed meanwhile -------------------------------------------------------------------------
+
+
+async def test_a_worker_whose_start_failed_can_start_again(redis: ArqRedis, redis_server: RedisSettings) -> None:
+    starts: list[int] = []
+
+    async def on_startup(ctx: dict[Any, Any]) -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            raise OSError("the database is away")
+
+    await enqueue(redis, "echo", 1)
+    options: dict[str, Any] = {"queue_name": QUEUE, "redis_settings": redis_server, "handle_signals": False}
+    worker = Worker([echo], on_startup=on_startup, burst=True, **options)
+    with pytest.raises(OSError, match="the database is away"):
+        await worker.async_run()
+    await worker.close()
+    async with asyncio.timeout(10):
+        await worker.async_run()
+    await worker.close()
+    assert worker.jobs_complete == 1
+
+
+async def test_a_worker_that_is_closed_while_it_starts_does_not_serve(
+    redis: ArqRedis, redis_server: RedisSettings
+) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def on_startup(ctx: dict[Any, Any]) -> None:
+        begun.set()
+        await go.wait()
+
+    worker = Worker([echo], queue_name=QUEUE, redis_settings=redis_server, handle_signals=False, on_startup=on_startup)
+    serving = asyncio.create_task(worker.async_run())
+    await begun.wait()
+    await worker.close()
+    go.set()
+    with pytest.raises(RuntimeError, match="the worker was closed while it started"):
+        await serving
+    assert await replicas.read(redis, QUEUE) == []
+
+
+async def test_what_is_set_while_it_serves_counts(redis: ArqRedis, serve: MakeWorker) -> None:
+    worker, beats = await serve(allow_abort_jobs=False), []
+    worker.on_beat = lambda: beats.append(1)
+    worker.allow_abort_jobs = True
+    job = await enqueue(redis, "slow", 60)
+    await eventually(lambda: worker.tasks)
+    await job.abort(timeout=3, poll_delay=0.05)
+    await eventually(lambda: beats and worker.jobs_failed == 1)
+
+
+async def test_methods_of_arqs_that_are_not_called_are_named(
+    redis: ArqRedis, redis_server: RedisSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Own(Worker):
+        async def heart_beat(self) -> None: ...
+
+    Own([echo], redis_settings=redis_server, handle_signals=False)
+    assert caplog.messages == ["Own.heart_beat has no effect: this worker does not call it"]
+
+
+async def test_an_end_that_is_stored_while_the_worker_turns_busy_frees_it(
+    redis: ArqRedis, serve: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many ends wait to be stored, and they are stored while the worker waits for another reply of Redis."""
+    monkeypatch.setattr("aegis_worker.worker.runner.MOST_JOBS", 0)
+    whole, may_store, released = Scripts.settle, asyncio.Event(), []
+
+    async def settle(self: Scripts, batch: Any) -> list[int]:
+        await may_store.wait()
+        return await whole(self, batch)
+
+    async def unlisten() -> None:
+        released.append(1)
+        await stop_listening()
+        may_store.set()
+        await eventually(lambda: not worker._parts.commits.pending)
+
+    monkeypatch.setattr(Scripts, "settle", settle)
+    worker = await serve(max_jobs=2)
+    stop_listening = worker._parts.listener.unlisten
+    monkeypatch.setattr(worker._parts.listener, "unlisten", unlisten)
+    await enqueue(redis, "echo", 1)
+    await asyncio.sleep(0.3)
+    await enqueue(redis, "echo", 2)
+    await eventually(lambda: released)
+    assert await result(await enqueue(redis, "echo", 3), within_s=2) == 3

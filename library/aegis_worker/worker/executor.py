@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from arq.constants import keep_cronjob_progress
 from arq.cron import CronJob
@@ -48,8 +48,8 @@ MOST_RESULT_BYTES = 256 << 20  #: Redis takes no value of more than twice that (
 ABORT_SCORE = 1
 
 
-class Options(Protocol):
-    """What an executor reads of its worker: arq's own attributes, and two of ours."""
+class JobOptions(Protocol):
+    """What an executor reads of its worker: arq's own attributes, and three of ours."""
 
     functions: dict[str, Function | CronJob]
     queue_name: str
@@ -66,6 +66,10 @@ class Options(Protocol):
     job_deserializer: Deserializer | None
     backoff: Backoff | None
     retry_on: RetryOn
+    replica: str
+
+
+Counter = Literal["jobs_complete", "jobs_failed", "jobs_retried"]  #: arq's own attributes of a worker
 
 
 @dataclass(slots=True)
@@ -74,13 +78,13 @@ class Ending:
 
     settlement: Settlement
     after: Callable[[], Coroutine[Any, Any, None]] | None = None  #: to be awaited once Redis has heard
-    success: bool | None = None  #: None where the job goes back to its queue
+    counter: Counter | None = None  #: what counts it; None where no try of the job has ended
 
 
 class Executor:
     """Executes runs, any number at a time; what it needs of the worker it reads for each."""
 
-    def __init__(self, options: Options, redis: Redis, peers: Peers) -> None:
+    def __init__(self, options: JobOptions, redis: Redis, peers: Peers) -> None:
         self._options = options
         self._redis = redis
         self._peers = peers
@@ -88,7 +92,7 @@ class Executor:
         self._short_name = keys.short_name(options.queue_name)
 
     async def execute(self, run: Run) -> Ending | None:
-        """Run a claimed job; return how it ended, None where that is not ours to say any more.
+        """Run a claimed job; return how it ended, None if its lease was lost.
 
         Whatever goes wrong on the way ends the job, too. Raises ``CancelledError`` where its own task is cancelled.
         """
@@ -96,9 +100,8 @@ class Executor:
         run.started_ms = timestamp_ms()
         try:
             if claim.payload is None and claim.due_ms == ABORT_SCORE:
-                return Ending(
-                    Completed(claim.lease), success=False
-                )  # it ended while its abort put it into the queue again
+                # It ended while its abort put it into the queue again.
+                return Ending(Completed(claim.lease))
             try:
                 run.job = job = read(claim, options.job_deserializer)
                 function = self._function_of(run)
@@ -108,6 +111,7 @@ class Executor:
 
             self._set_context(run)
             ctx = {
+                "replica": options.replica,
                 **options.ctx,
                 "job_id": claim.lease.job_id,
                 "job_try": job.tries,
@@ -220,9 +224,10 @@ class Executor:
         """Return the end of a run whose job goes back to its queue."""
         if outcome.counts:
             raised = raised_by(run.error) if run.error else ""
-            return Ending(Retried(run.claim.lease, int(outcome.wait_s * 1000), run.job.tries, raised))
+            retried = Retried(run.claim.lease, int(outcome.wait_s * 1000), run.job.tries, raised)
+            return Ending(retried, counter="jobs_retried")
         logger.info("given back, its try does not count")
-        return Ending(Returned(run.claim.lease, run.claim.due_ms))
+        return Ending(Returned(run.claim.lease, run.claim.due_ms), counter="jobs_retried")
 
     def _end(self, run: Run, end: Ended) -> Ending:
         """Return the end of a run whose job is over."""
@@ -241,9 +246,10 @@ class Executor:
         lease = run.claim.lease
         if end.reason in (None, "aborted"):
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
-            return Ending(Completed(lease, result, keep_ms, mark_ms), success=end.success)
+            counter: Counter = "jobs_complete" if end.success else "jobs_failed"
+            return Ending(Completed(lease, result, keep_ms, mark_ms), counter=counter)
         letter = dead_letter(run.job, end.result, end.reason)
-        return Ending(Died(lease, result, keep_ms, letter, run.claim.payload or b""), success=False)
+        return Ending(Died(lease, result, keep_ms, letter, run.claim.payload or b""), counter="jobs_failed")
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
         """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot

@@ -21,7 +21,7 @@ class Busy:
 class Again:
     """Poll at once: more jobs may be due."""
 
-    wait_s: float = 0
+    wait_s: float = 0  #: as the others have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ Next = Busy | Again | Wait | Park
 class Seen:
     """What a poll has seen."""
 
-    free: int  #: slots before the claim
+    free: float  #: slots before the claim
     wanted: int  #: jobs that were asked for
     jobs: int  #: that were claimed
-    reclaimed: bool = False  #: the first of them may have been our own, whose lease had lapsed, and took no slot
+    reclaimed: bool = False  #: the first had a lease that lapsed; it may be one that runs here, and took no new slot
     next_s: float = inf  #: until something falls due
     blocked: bool = False  #: jobs may be due that cannot be had now
     limited: bool = False  #: the rate limit keeps jobs back

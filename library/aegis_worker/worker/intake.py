@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Protocol
 
 from aegis_worker.queue.scripts import Claim, Claims, Scripts
 from aegis_worker.worker import idle
@@ -18,49 +19,45 @@ from aegis_worker.worker.wake import Listener
 MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
 
 
+class PollOptions(Protocol):
+    """What an intake reads of its worker: arq's own attributes."""
+
+    allow_pick_jobs: bool  #: read before a claim, and when its reply is there
+    burst: bool
+    poll_delay_s: float  #: between two polls of a worker that is not notified of new jobs
+
+
 class Intake:
     """Polls the queue.
 
-    :param accepts: whether jobs may begin; asked before a claim, and when its reply is there
-    :param most: how many jobs may be started at all from now on
-    :param poll_s: seconds between two polls of a worker that is not notified of new jobs
-    :param listens: whether to be notified of them
+    :param startable: how many jobs may be started at all from now on
     """
 
     def __init__(
         self,
+        options: PollOptions,
         scripts: Scripts,
         listener: Listener,
         keeper: Keeper,
         runner: Runner,
         peers: Peers,
         *,
-        accepts: Callable[[], bool],
-        most: Callable[[], float],
+        startable: Callable[[], float],
         lease_s: float,
-        poll_s: float,
-        listens: bool,
     ) -> None:
         self._scripts = scripts
         self._listener = listener
         self._keeper = keeper
         self._runner = runner
         self._peers = peers
-        self._accepts = accepts
-        self._most = most
+        self._options = options
+        self._startable = startable
         self._lease_s = lease_s
-        self._poll_s = poll_s
-        self._listens = listens
         self._next: Next = Again()
         self._notified = False  # of a job since the last poll
         self._unanswered = False  # Redis may have taken a claim whose jobs we do not run
         self.backlogged = False  #: slots are free, but too many ends wait to be stored
         self.exhausted = False  #: the last poll found nothing due, and nothing that may be due came about since
-
-    @property
-    def parks(self) -> bool:
-        """Whether the next claim is to wait in Redis."""
-        return isinstance(self._next, Park)
 
     def notify(self) -> None:
         """Say that a job was enqueued, and that no claim of ours waits for it."""
@@ -73,9 +70,9 @@ class Intake:
         return self._next
 
     async def _poll(self, previous: Next) -> Next:
-        free = int(min(self._runner.free, self._most()))
-        wanted = min(free, MOST_CLAIMED, self._runner.room)
-        if not self._accepts() or wanted <= 0:
+        free = min(self._runner.free, self._startable())
+        wanted = int(min(free, MOST_CLAIMED, self._runner.room))
+        if not self._options.allow_pick_jobs or wanted <= 0:
             self.backlogged = free > 0
             await self._listener.release()
             return Busy()  # the end of a job wakes us, or that it is stored
@@ -100,21 +97,25 @@ class Intake:
             limited=claims.limited,
         )
         if seen.idle:
-            await self._listen(seen, parked=parked, notified=notified)
+            seen.began_to_listen = await self._listen(parked=parked, quiet=not (notified or parked or claims.jobs))
+            seen.notified = self._listener.proved
         elif seen.limited or seen.filled:
             await self._listener.release()
-        return idle.after(seen, self._poll_s)
+        return idle.after(seen, self._options.poll_delay_s)
 
-    async def _listen(self, seen: Seen, *, parked: bool, notified: bool) -> None:
-        """See to it that new jobs wake us, and note in what the poll has seen whether they do."""
+    async def _listen(self, *, parked: bool, quiet: bool) -> bool:
+        """See to it that new jobs wake us; return whether we begin to listen, since a job may have come just before.
+
+        :param quiet: nothing has come over the listener's connection lately, so that it has to be tried
+        """
         listener = self._listener
-        if self._listens:
+        if not self._options.burst:
             await listener.engage()
-        if parked or not listener.listening:
-            seen.began_to_listen = await listener.listen()
-        if listener.connected and not (notified or parked or seen.jobs or seen.began_to_listen):
+        if (parked or not listener.listening) and await listener.listen():
+            return True
+        if listener.connected and quiet:
             await listener.check()
-        seen.notified = listener.proved
+        return False
 
     async def _claim(self, wanted: int, wait_s: float) -> Claims:
         """Claim up to so many jobs and start them; with ``wait_s`` the claim waits in Redis for so long at most."""
@@ -123,14 +124,14 @@ class Intake:
         self._unanswered = True
         claims = await self._scripts.claim(wanted, wait)
         for claim in await self._still_ours(claims.jobs, asked):
-            self._runner.start(claim, begin=self._accepts())  # a signal may have come meanwhile
+            self._runner.start(claim, begin=self._options.allow_pick_jobs)  # a signal may have come meanwhile
         self._unanswered = False
         if wait and claims.jobs:
             self._keeper.renew_soon()  # from then on they count as tried
         return claims
 
     async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
-        """Return claims less those that others took, where we stood still for longer than leases last meanwhile."""
+        """Return the claims that are still ours: if we stood still for half a lease, others may have taken some."""
         while jobs and monotonic() - asked > self._lease_s / 2:
             asked = monotonic()
             lost = await self._scripts.renew(claim.lease for claim in jobs)

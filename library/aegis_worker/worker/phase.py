@@ -8,7 +8,7 @@ from time import monotonic
 
 
 class Phase(IntEnum):
-    """Each is entered once; some may be left out, as by a signal that comes before the worker serves."""
+    """None is entered after a later one; some are left out, as by a signal that comes before the worker serves."""
 
     NEW = 0  #: nothing is open
     OPENING = 1  #: it connects, and `startup` runs
@@ -32,7 +32,7 @@ class Life:
         self.phase = phase
 
     def drain(self, wait_s: float) -> bool:
-        """Begin to drain, for so long at most; return False where that had begun, and so ends at once."""
+        """Begin to drain, for so long at most, and return True; a later call ends the drain and returns False."""
         first = self.phase < Phase.DRAINING
         self.phase = max(self.phase, Phase.DRAINING)
         self.drain_ends = monotonic() + (wait_s if first else 0)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from time import monotonic, time
-from typing import Any
+from typing import Any, Protocol
 
 from arq.connections import ArqRedis
 
@@ -39,25 +39,25 @@ class Health:
         self._place = queue_name, replica
         self._interval_s = interval_s
         self._state = state
-        self._written = 0.0
+        self._written_at = 0.0
         self._stated: str | None = None
 
     @property
-    def known(self) -> bool:
+    def written(self) -> bool:
         """Whether others can read it, as far as we know."""
         return self._stated is not None
 
-    def lapse(self) -> None:
-        """Have it written anew: Redis was away."""
+    def invalidate(self) -> None:
+        """Have it written again at once, since Redis was away."""
         self._stated = None
 
     async def record(self) -> None:
         """Write it, where the interval is over or the state has changed."""
         state = self._state()
-        if state["state"] == self._stated and monotonic() - self._written < self._interval_s:
+        if state["state"] == self._stated and monotonic() - self._written_at < self._interval_s:
             return
         await replicas.record(self._redis, *self._place, state, interval_s=self._interval_s)
-        self._written, self._stated = monotonic(), state["state"]
+        self._written_at, self._stated = monotonic(), state["state"]
         await self._redis.zremrangebyscore(keys.ABORT, "-inf", (time() - KEEP_ABORTS_S) * 1000)
 
     async def forget(self) -> None:
@@ -72,42 +72,41 @@ class Health:
             await asyncio.sleep(FORGET_AGAIN_S)
 
 
+class PulseOptions(Protocol):
+    """What a pulse reads of its worker: arq's own attributes, and one of ours."""
+
+    allow_abort_jobs: bool
+    allow_pick_jobs: bool  #: and whether cron jobs are to be enqueued
+    poll_delay_s: float
+    timezone: tzinfo | None
+    on_beat: Callable[[], object] | None  #: called about once a second while the loop turns and Redis answers
+
+
 class Pulse:
     """Beats from ``run()`` to its cancellation.
 
-    :param on_beat: called about once a second for as long as the loop turns and Redis answers
     :param available: whether Redis answers the polls
-    :param accepts: whether cron jobs are to be enqueued
     :param on_first: called once all of it was done for the first time
-    :param ahead_s: by how much cron jobs are enqueued before their time
     """
 
     def __init__(
         self,
+        options: PulseOptions,
         redis: ArqRedis,
         health: Health,
         runner: Runner,
         cron: Cron,
         *,
-        on_beat: Callable[[], object] | None,
-        aborts: bool,
         available: Callable[[], bool],
-        accepts: Callable[[], bool],
         on_first: Callable[[], None],
-        ahead_s: float,
-        timezone: tzinfo | None,
     ) -> None:
         self._redis = redis
         self._health = health
         self._runner = runner
         self._cron = cron
-        self._on_beat = on_beat
-        self._aborts = aborts
+        self._options = options
         self._available = available
-        self._accepts = accepts
         self._on_first = on_first
-        self._ahead = timedelta(seconds=ahead_s)
-        self._timezone = timezone
         self._last_beat = 0.0
         self._urgent = asyncio.Event()
         self.complete = False  #: all of it was done once: cron jobs that were due when we began are enqueued
@@ -133,19 +132,21 @@ class Pulse:
     async def _once(self) -> None:
         await self._health.record()
         await self._beat()
-        if self._aborts:
+        if self._options.allow_abort_jobs:
             await self._runner.interrupt_aborted(self._redis)
-        if self._accepts():  # last, since of all this a full Redis refuses cron jobs alone
-            await self._cron.enqueue_due(datetime.now(tz=self._timezone), self._ahead)
+        if self._options.allow_pick_jobs:  # last, since of all this a full Redis refuses cron jobs alone
+            ahead = timedelta(seconds=2 * max(self._options.poll_delay_s, PULSE_S))  # as arq
+            await self._cron.enqueue_due(datetime.now(tz=self._options.timezone), ahead)
         if not self.complete:
             self.complete = True
             self._on_first()
 
     async def _beat(self) -> None:
-        if self._on_beat and self._available() and monotonic() - self._last_beat >= BEAT_EVERY_S:
+        on_beat = self._options.on_beat
+        if on_beat and self._available() and monotonic() - self._last_beat >= BEAT_EVERY_S:
             await self._redis.ping()
             self._last_beat = monotonic()
             try:
-                self._on_beat()
+                on_beat()
             except Exception:  # whoever waits for the beat acts; jobs are none the worse for it
                 logger.exception("on_beat raised")

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
 
 
-class Counters(Protocol):
-    """What a runner reads and counts of its worker: arq's own attributes."""
+class WorkerState(Protocol):
+    """What a runner reads and changes of its worker: arq's own attributes."""
 
     max_jobs: int
     tasks: dict[str, asyncio.Task[Any]]
@@ -40,8 +40,8 @@ class Counters(Protocol):
 class Runner:
     """Holds the runs from their claim to their end.
 
-    :param counters: how many jobs may run, how many have ended, and the tasks of those that run
-    :param ends_s: in which any job has ended for certain: from then on its lease is not renewed
+    :param state: how many jobs may run, how many have ended, and the tasks of those that run
+    :param ends_s: seconds after a claim in which any job has ended: then its lease is no longer renewed
     :param on_free: called whenever a job, or a hook that runs after it, makes room for another
     :param on_stored: called whenever Redis has heard how a job ended
     """
@@ -51,7 +51,7 @@ class Runner:
         executor: Executor,
         commits: Commits,
         peers: Peers,
-        counters: Counters,
+        state: WorkerState,
         *,
         ends_s: float,
         on_free: Callable[[], None],
@@ -61,8 +61,8 @@ class Runner:
         self._executor = executor
         self._commits = commits
         self._peers = peers
-        self._counters = counters
-        self._tasks = counters.tasks
+        self._state = state
+        self._tasks = state.tasks
         self._ends_s = ends_s
         self._on_free = on_free
         self._on_stored = on_stored
@@ -72,31 +72,23 @@ class Runner:
     @property
     def free(self) -> int:
         """How many slots are free: hooks that run after a job keep its slot."""
-        return self._counters.max_jobs - len(self._tasks) - len(self._hooks)
+        return self._state.max_jobs - len(self._tasks) - len(self._hooks)
 
     @property
     def room(self) -> int:
-        """How many more runs may be held: ends that wait to be stored are kept in memory, no more of them than Redis
-        keeps up with."""
-        return self._counters.max_jobs + MOST_JOBS - len(self.runs)
+        """How many more runs may be held in memory, with those whose end is not stored yet."""
+        return self._state.max_jobs + MOST_JOBS - len(self.runs)
 
     @property
     def done(self) -> bool:
         """Whether nothing runs, and Redis has heard of all ends."""
         return not (self._tasks or self._hooks or self._commits.pending)
 
-    @property
-    def started(self) -> int:
-        """How many jobs were ever started here."""
-        counters = self._counters
-        return counters.jobs_complete + counters.jobs_failed + counters.jobs_retried + len(self.runs)
-
     def start(self, claim: Claim, *, begin: bool = True) -> None:
         """Start a claimed job, or give it back where it is not to ``begin``.
 
         Where its last try is still in our hands, that goes on by the new claim.
         """
-        run = Run(claim, monotonic() + self._ends_s)
         if previous := self.runs.get(claim.lease.job_id):
             if claim.lapsed and previous.renewed:
                 previous.take_over(claim)
@@ -104,8 +96,9 @@ class Runner:
             if previous.task and not previous.task.done():
                 # It does not end, though it was cancelled: others may try the job, but it does not run beside itself.
                 wait_s = max(BLOCKED_POLL_S, self._peers.leave())
-                self._settle(run, Ending(Retried(claim.lease, int(wait_s * 1000))))
+                self._settle(self._held(claim), Ending(Retried(claim.lease, int(wait_s * 1000))))
                 return
+        run = self._held(claim)
         self.runs.add(run)
         if not begin:
             self._settle(run, self._executor.requeue(run, Requeued(counts=False)))
@@ -113,9 +106,13 @@ class Runner:
         run.task = self._tasks[claim.lease.job_id] = self._loop.create_task(self._run(run))
         run.task.add_done_callback(partial(self._ended, run))
 
+    def _held(self, claim: Claim) -> Run:
+        return Run(claim, monotonic() + self._ends_s)
+
     async def interrupt_aborted(self, redis: Redis) -> None:
         """Interrupt the running jobs whose abort was asked for."""
-        runs = [run for run in self.runs if run.begun]  # of one that is not read yet, we know no time
+        # When one was enqueued that is not read yet, we do not know.
+        runs = [run for run in self.runs if run.begun and run.interruptible]
         if not runs:
             return
         asked = await redis.zmscore(keys.ABORT, [run.claim.lease.job_id for run in runs])
@@ -148,7 +145,8 @@ class Runner:
 
     async def _run(self, run: Run) -> None:
         try:
-            if ending := await self._executor.execute(run):
+            ending = await self._executor.execute(run)
+            if ending and not run.settling:  # it did not end in time, and was given back
                 self._settle(run, ending)
         finally:
             if not run.settling:  # or its lease would be renewed for ever
@@ -166,16 +164,17 @@ class Runner:
     def _settle(self, run: Run, ending: Ending) -> None:
         """Have Redis hear how a run ended, and forget it then."""
         run.settling = True
+        self._count(ending, 1)
         context = copy_context()
 
         def settled(reply: int) -> None:
             if reply == Reply.EXPIRED:  # it cannot go back
+                self._count(ending, -1)
                 expired = context.run(self._executor.refuse, run, Expired(run.error))
                 expired.after = ending.after
                 context.run(self._settle, run, expired)
                 return
             self.runs.forget(run)
-            self._count(ending)
             self._on_stored()
             if reply != Reply.DONE:
                 logger.warning("the lease of job %s was lost before its end was stored", run.claim.lease.job_id)
@@ -186,13 +185,9 @@ class Runner:
 
         self._commits.add(ending.settlement, settled)
 
-    def _count(self, ending: Ending) -> None:
-        if ending.success:
-            self._counters.jobs_complete += 1
-        elif ending.success is None:
-            self._counters.jobs_retried += 1
-        else:
-            self._counters.jobs_failed += 1
+    def _count(self, ending: Ending, more: int) -> None:
+        if ending.counter:
+            setattr(self._state, ending.counter, getattr(self._state, ending.counter) + more)
 
     def _hook_ended(self, task: asyncio.Task[None]) -> None:
         self._hooks.discard(task)

@@ -45,10 +45,6 @@ class Run:
     cause: Cause | None = None
 
     @property
-    def job_id(self) -> str:
-        return self.claim.lease.job_id
-
-    @property
     def renewed(self) -> bool:
         """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
         return self.settling or self.ends_by > monotonic()

@@ -47,7 +47,7 @@ from aegis_worker.worker.options import attributes, parameters
 from aegis_worker.worker.outcome import NO_TIMEOUT_S, RetryOn
 from aegis_worker.worker.peers import Peers
 from aegis_worker.worker.phase import Life, Phase
-from aegis_worker.worker.pulse import PULSE_S, Health, Pulse
+from aegis_worker.worker.pulse import Health, Pulse
 from aegis_worker.worker.runner import Runner
 from aegis_worker.worker.wake import PARK_S, Listener
 
@@ -62,6 +62,10 @@ CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no lo
 # After the drain, all of them together less than the `STOP_MARGIN_S` of the settings:
 LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
 GIVE_BACK_S = 7.0  #: for running jobs to clean up and for their ends to be stored, before the process ends without them
+
+
+#: Methods of arq's worker that ours does not call: to extend one has no effect.
+NOT_CALLED = {"finish_failed_job", "finish_job", "heart_beat", "record_health", "run_cron", "run_job", "start_jobs"}
 
 
 @dataclass(slots=True)
@@ -192,6 +196,9 @@ class Worker(arq.worker.Worker):
         self._wake = asyncio.Event()  # for a poll of the queue
         self._failures = 0  # polls in a row that Redis refused
         self._started_at = time()
+        for name in sorted(NOT_CALLED):
+            if getattr(type(self), name) is not getattr(arq.worker.Worker, name):
+                logger.warning("%s.%s has no effect: this worker does not call it", type(self).__name__, name)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -208,9 +215,9 @@ class Worker(arq.worker.Worker):
     async def main(self) -> None:
         """Serve the queue until a signal, or in burst mode until no job is due.
 
-        Raises ``RuntimeError`` for a worker that was closed.
+        Does nothing after a signal, or once a worker that served was closed.
         """
-        if self._life.phase is Phase.DRAINING:  # a signal came before its time
+        if self._life.stopping:
             return
         if self._parts is None:  # or this is another burst
             self._life.enter(Phase.OPENING)
@@ -238,10 +245,11 @@ class Worker(arq.worker.Worker):
         pool, connections = self._pool, self._pool.connection_pool
         await prepare(connections)
         self.ctx["redis"] = pool
-        self.ctx.setdefault("replica", self.replica)
         await self.startup()
+        if self._pool is None:
+            raise RuntimeError("the worker was closed while it started")
         wire = Wire(connections)
-        scripts = self._scripts(wire.call)
+        scripts = self._make_scripts(wire.call)
         commits = Commits(scripts)
         peers = Peers(pool, self.queue_name)
         runner = Runner(
@@ -261,17 +269,13 @@ class Worker(arq.worker.Worker):
             state=self._describe,
         )
         pulse = Pulse(
+            self,
             pool,
             health,
             runner,
             Cron(pool, self.queue_name, self.replica, self.cron_jobs),
-            on_beat=self.on_beat,
-            aborts=self.allow_abort_jobs,
             available=lambda: self._failures == 0,
-            accepts=lambda: self.allow_pick_jobs,
             on_first=self._poll_again,
-            ahead_s=2 * max(self.poll_delay_s, PULSE_S),  # as arq
-            timezone=self.timezone,
         )
         listener = Listener(
             connections,
@@ -284,7 +288,7 @@ class Worker(arq.worker.Worker):
         )
         keeper = Keeper(
             connections,
-            self._scripts,
+            self._make_scripts,
             leases=runner.runs.leases,
             lost=self._lost_in_thread,
             lease_s=self.lease_s,
@@ -294,21 +298,19 @@ class Worker(arq.worker.Worker):
             bell=keys.bell(self.queue_name),
         )
         intake = Intake(
+            self,
             scripts,
             listener,
             keeper,
             runner,
             peers,
-            accepts=lambda: self.allow_pick_jobs,
-            most=self._burst_left,
+            startable=self._burst_left,
             lease_s=self.lease_s,
-            poll_s=self.poll_delay_s,
-            listens=not self.burst,
         )
         keeper.start()
         return Parts(wire, listener, commits, keeper, runner, intake, health, pulse)
 
-    def _scripts(self, call: Call) -> Scripts:
+    def _make_scripts(self, call: Call) -> Scripts:
         return Scripts(
             call,
             self.queue_name,
@@ -338,7 +340,10 @@ class Worker(arq.worker.Worker):
                 with contextlib.suppress(*UNAVAILABLE):
                     await self.pool.aclose(close_connection_pool=True)
                 self._pool = None
-                self._life.enter(Phase.CLOSED)
+                if parts or self._life.stopping:
+                    self._life.enter(Phase.CLOSED)
+                else:
+                    self._life = Life()  # it never served, and may start again
         if parts:
             counts = (self.jobs_complete, self.jobs_failed, self.jobs_retried)
             logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
@@ -383,7 +388,7 @@ class Worker(arq.worker.Worker):
         if self._parts:
             self._poll_now(self._parts)
         if self.main_task:
-            # Once it serves it ends by itself, unless Redis leaves it without an answer.
+            # A worker that serves ends by itself. It is cancelled in case Redis does not answer.
             wait_s = self._life.drain_ends - monotonic() + LAST_CALL_S if self._parts else 0
             self.loop.call_later(wait_s, self.main_task.cancel)
 
@@ -400,12 +405,12 @@ class Worker(arq.worker.Worker):
             try:
                 if self._failures:
                     await parts.intake.recover()
-                if not parts.health.known:
+                if not parts.health.written:
                     await parts.health.record()  # before the first claim: others go by it
                 following = await parts.intake.poll()
             except UNAVAILABLE as error:
                 self._failures += 1
-                parts.health.lapse()
+                parts.health.invalidate()
                 wait_s = RECONNECT.delay(self._failures)
                 logger.warning("Redis is unavailable (%s), next try in %.1fs", error or type(error).__name__, wait_s)
                 await self._pause(parts, wait_s)
@@ -428,7 +433,7 @@ class Worker(arq.worker.Worker):
         """Return how many more jobs a burst may start."""
         if not (self.burst and self.max_burst_jobs >= 0 and self._parts):
             return inf
-        return self.max_burst_jobs - self._parts.runner.started
+        return self.max_burst_jobs - self._jobs_started()
 
     async def _sleep(self, wait_s: float) -> None:
         """Wait until the next poll; a job's end, a new job or a signal cuts it short."""
@@ -465,9 +470,9 @@ class Worker(arq.worker.Worker):
         self._wake.set()
 
     def _end_stored(self) -> None:
-        if intake := self._parts and self._parts.intake:
-            intake.exhausted = False  # a job that is to run again may be due
-            if self.burst or intake.backlogged:
+        if parts := self._parts:
+            parts.intake.exhausted = False  # a job that is to run again may be due
+            if self.burst or parts.intake.backlogged:
                 self._wake.set()
 
     def _lost_in_thread(self, leases: list[Lease]) -> None:
