@@ -182,7 +182,7 @@ class Model(RuleBasedStateMachine):
                 if job_id not in leased and not is_past(job.lapses):  # a second goes by
                     job.lapses, job.unread = self.past(), False
                     self.run(self.redis.zadd(keys.leases(QUEUE), {job_id: self.clock}))
-        self.begun = found.get(keys.begun(QUEUE), [])
+        self.begun = found.get(keys.rate_window(QUEUE), [])
         for job_id, (at, *letter) in self.dead.items():
             if isinstance(at, Around):  # two in one millisecond would have no order that is known
                 self.dead[job_id] = (self.past(), *letter)  # type: ignore[assignment]
@@ -195,7 +195,7 @@ class Model(RuleBasedStateMachine):
         lasting = set()
         for key, kind, value, ttl in self.run(self.redis.eval(DUMP, 0)):
             name = key.decode()
-            if name == keys.seen(QUEUE):  # of an outage, which no step brings about
+            if name == keys.last_active(QUEUE):  # of an outage, which no step brings about
                 continue
             if kind == b"zset":
                 value = {member: float(score) for member, score in pairs(value).items()}
@@ -218,7 +218,7 @@ class Model(RuleBasedStateMachine):
             keys.leases(QUEUE): leases,
             keys.ABORT: self.aborts,
             keys.dead(QUEUE): {job_id: at for job_id, (at, _, _) in self.dead.items()},
-            keys.begun(QUEUE): self.begun,
+            keys.rate_window(QUEUE): self.begun,
             keys.letters(QUEUE): {
                 f"{what}:{job_id}": text
                 for job_id, (_, payload, letter) in self.dead.items()

@@ -345,7 +345,7 @@ async def test_nobody_claims_until_others_had_time_to_renew(redis: ArqRedis) -> 
     (held,) = (await ours.claim(1)).jobs
     await redis.delete(keys.IN_PROGRESS + held.lease.job_id)
     await redis.zadd(keys.leases(QUEUE), {held.lease.job_id: 1})
-    await redis.set(keys.seen(QUEUE), int(time.time() * 1000) - 2000)
+    await redis.set(keys.last_active(QUEUE), int(time.time() * 1000) - 2000)
 
     assert await others.claim(2) == ([], 1.5, True, False)
     assert await ours.renew([held.lease]) == []
@@ -362,7 +362,7 @@ async def test_a_lapsed_lease_is_not_waited_for_without_an_outage(redis: ArqRedi
     (lost,) = (await scripts_of(redis, lease_s=3).claim(1)).jobs
     await redis.delete(keys.IN_PROGRESS + lost.lease.job_id)
     await redis.zadd(keys.leases(QUEUE), {lost.lease.job_id: 1})
-    await redis.set(keys.seen(QUEUE), int((time.time() - ago_s) * 1000))
+    await redis.set(keys.last_active(QUEUE), int((time.time() - ago_s) * 1000))
     assert len((await scripts_of(redis, lease_s=3).claim(1)).jobs) == 1
 
 
@@ -370,13 +370,13 @@ async def test_renewals_tell_that_somebody_is_there(redis: ArqRedis) -> None:
     await enqueue(redis, "echo")
     ours = scripts_of(redis, lease_s=3)
     (held,) = (await ours.claim(1)).jobs
-    await redis.set(keys.seen(QUEUE), 1)
+    await redis.set(keys.last_active(QUEUE), 1)
     await ours.renew([held.lease])
-    assert float(await redis.get(keys.seen(QUEUE))) > time.time() * 1000 - 1000
+    assert float(await redis.get(keys.last_active(QUEUE))) > time.time() * 1000 - 1000
     await redis.zadd(keys.leases(QUEUE), {"lapsed": 1})
-    await redis.set(keys.seen(QUEUE), 1)
+    await redis.set(keys.last_active(QUEUE), 1)
     await ours.renew([held.lease])
-    assert float(await redis.get(keys.seen(QUEUE))) > time.time() * 1000 + 1000, "the first to notice"
+    assert float(await redis.get(keys.last_active(QUEUE))) > time.time() * 1000 + 1000, "the first to notice"
 
 
 async def test_jobs_before_the_epoch_hide_none(redis: ArqRedis) -> None:

@@ -470,7 +470,7 @@ class ScriptsMachine(Model):
     def period_passes(self, data: st.DataObject) -> None:
         for n in range(data.draw(st.integers(1, len(self.begun)))):
             self.begun[n] = self.past()
-            self.run(self.redis.lset(keys.begun(QUEUE), n, self.clock))
+            self.run(self.redis.lset(keys.rate_window(QUEUE), n, self.clock))
 
     def result_expires(self, data: st.DataObject) -> None:
         job_id = data.draw(pick(self.results))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aegis_worker import Backoff, NewJob, RateLimit
 from aegis_worker.queue import producer
 
+QUEUE = "arq:queue:test"
 ALWAYS_THE_SAME = settings(deadline=None, derandomize=True)
 
 
@@ -25,7 +26,7 @@ def test_batches_are_as_large_as_they_may_be_and_keep_the_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(producer, "BATCH_JOBS", most_jobs)
         patch.setattr(producer, "BATCH_BYTES", most_bytes)
-        batches = list(producer._batches(redis, jobs))
+        batches = list(producer._batches(redis, jobs, QUEUE))
     assert [int(job_id) for batch in batches for job_id, *_ in batch] == list(range(len(sizes)))
     for n, batch in enumerate(batches, 1):
         lengths = [len(payload) for _, payload, *_ in batch]
@@ -38,7 +39,8 @@ def test_batches_are_as_large_as_they_may_be_and_keep_the_order(
 @given(expires=st.floats(-1e6, 1e6), defer_by=st.floats(-1e6, 1e6))
 def test_a_payload_is_always_kept_for_a_time_that_redis_takes(expires: float, defer_by: float) -> None:
     """It refuses one of 0 ms, and the script would end in the middle of its batch."""
-    ((_, _, _, keep_ms, _),) = next(producer._batches(ArqRedis(), [NewJob("f", expires=expires, defer_by=defer_by)]))
+    jobs = [NewJob("f", expires=expires, defer_by=defer_by)]
+    ((_, _, _, keep_ms, _),) = next(producer._batches(ArqRedis(), jobs, QUEUE))
     assert keep_ms >= 1
 
 

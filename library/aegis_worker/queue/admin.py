@@ -30,7 +30,7 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from aegis_worker.queue import keys, replicas
-from aegis_worker.queue.scripts import LATEST_MS, UNREAD_FUNCTION, Script, tries_over
+from aegis_worker.queue.scripts import LATEST_MS, UNREAD_FUNCTION, Script, finished_tries
 
 POLL_S = 0.05
 BATCH = 500  #: jobs in one script or command: Redis does nothing else meanwhile
@@ -71,7 +71,7 @@ async def find(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Foun
         for name in queue_names:
             pipe.zscore(name, job_id)
             pipe.zscore(keys.leases(name), job_id)
-        (ended, payload, mark, over), *scores = await pipe.execute()
+        (ended, payload, mark, count), *scores = await pipe.execute()
     try:
         if ended:
             result = deserialize_result(ended, deserializer=redis.job_deserializer)
@@ -83,7 +83,7 @@ async def find(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Foun
         if score is not None:
             waits = JobStatus.deferred if score > timestamp_ms() else JobStatus.queued
             status = JobStatus.in_progress if mark else waits
-            tries = tries_over(over) + (lapses is not None)
+            tries = finished_tries(count) + (lapses is not None)
             return Found(job_id, status, name, None if mark else time_of(score), tries, definition)
     names = ", ".join(map(keys.short_name, queue_names))
     raise NotFound(f"no job {job_id} in {names}, and no result of it is kept")
@@ -208,10 +208,10 @@ async def next_jobs(redis: ArqRedis, queue_name: str, most: int = 20) -> list[di
             "id": keys.job_id(raw_id),
             "function": _function(redis, payload),
             "due_in_s": None if mark else (time_of(due) - now) / 1000,  # a running one's score says something else
-            "tries": tries_over(over) + (lapses is not None),
+            "tries": finished_tries(count) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
-        for (raw_id, due), payload, mark, over, lapses in zip(head, payloads, marks, tries, leases, strict=True)
+        for (raw_id, due), payload, mark, count, lapses in zip(head, payloads, marks, tries, leases, strict=True)
     ]
 
 
@@ -229,9 +229,7 @@ async def purge(redis: Redis, queue_name: str, most: int) -> int:
     script = Script(redis.execute_command, "purge")
     total = 0
     while batch := min(BATCH, most - total):
-        removed: int = await script(
-            keys=[queue_name, keys.ABORT], args=[batch, keys.IN_PROGRESS, keys.JOB, keys.RETRY, keys.RAISED]
-        )
+        removed: int = await script(keys=[queue_name, keys.ABORT], args=[batch])
         total += removed
         if removed < batch:
             break
@@ -288,7 +286,7 @@ async def dead_letters(redis: Redis, queue_name: str, job_ids: Sequence[str]) ->
     """
     if not job_ids:
         return []
-    fields = [field for job_id in job_ids for field in (f"letter:{job_id}", f"payload:{job_id}")]
+    fields = [field for job_id in job_ids for field in (keys.LETTER_FIELD + job_id, keys.PAYLOAD_FIELD + job_id)]
     found = await redis.hmget(keys.letters(queue_name), fields)  # type: ignore[misc]
     return [
         {"id": job_id, **json.loads(letter), "payload": payload}
@@ -308,21 +306,12 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
 
     Left out are those whose payload had expired, and those whose id is in use again.
     """
-    put_back = Script(redis.execute_command, "revive")
+    script = Script(redis.execute_command, "revive")
     revived: list[str] = []
     for first in range(0, len(job_ids), BATCH):
-        done = await put_back(
+        done = await script(
             keys=[queue_name, keys.dead(queue_name), keys.letters(queue_name), keys.ABORT],
-            args=[
-                timestamp_ms(),
-                expires_extra_ms,
-                keys.JOB,
-                keys.RETRY,
-                keys.RESULT,
-                keys.IN_PROGRESS,
-                keys.RAISED,
-                *job_ids[first : first + BATCH],
-            ],
+            args=[timestamp_ms(), expires_extra_ms, *job_ids[first : first + BATCH]],
         )
         revived += map(keys.job_id, done)
     return revived

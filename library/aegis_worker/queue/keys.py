@@ -1,4 +1,7 @@
-"""Names of the keys in Redis: arq's own, which stock producers and workers share, and ours beside them."""
+"""Names of the keys in Redis: arq's own, which stock producers and workers share, and ours beside them.
+
+A script in ``lua/`` gets the constants of this module that it names in a line ``-- keys: JOB, RETRY``.
+"""
 
 from arq.constants import (
     abort_jobs_ss,
@@ -13,9 +16,14 @@ ABORT = abort_jobs_ss  #: sorted set: ids of jobs to abort, by the time of the r
 JOB = job_key_prefix  #: + id, string: the payload
 IN_PROGRESS = in_progress_key_prefix  #: + id, string: exists while the job runs; ours hold the token of the lease
 RESULT = result_key_prefix  #: + id, string: the result
-RETRY = retry_key_prefix  #: + id, integer: tries that are over; one that a stock worker has begun counts as well
+RETRY = retry_key_prefix  #: + id, integer: how many tries have ended; one that a stock worker has begun counts too
 
 RAISED = "worker:raised:"  #: + id, string: what the last try that was counted has raised
+
+# Fields of the hash of dead letters.
+LETTER_FIELD = "letter:"  #: + id: what the letter says of the job's end, JSON
+PAYLOAD_FIELD = "payload:"  #: + id: the job's payload
+BYTES_FIELD = "bytes"  #: how many bytes all letters and payloads have
 
 
 def job_id(raw: bytes) -> str:
@@ -48,8 +56,8 @@ def leases(queue_name: str) -> str:
     return f"worker:leases:{short_name(queue_name)}"
 
 
-def seen(queue_name: str) -> str:
-    """Number: when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim."""
+def last_active(queue_name: str) -> str:
+    """Number: when somebody last claimed or renewed, ms; a time in the future is that until which nobody may claim."""
     return f"worker:seen:{short_name(queue_name)}"
 
 
@@ -59,21 +67,21 @@ def fence(worker: str) -> str:
 
 
 def bell(queue_name: str) -> str:
-    """Sorted set: has a member when there are jobs to be had, until one of the workers that wait for that takes it."""
+    """Sorted set: has a member when there are jobs to claim, until one of the workers that wait for it takes it."""
     return f"worker:bell:{short_name(queue_name)}"
 
 
 def own_bell(worker: str) -> str:
-    """Sorted set: has a member when this worker is to look."""
+    """Sorted set: has a member when this worker is to poll."""
     return f"worker:rouse:{worker}"
 
 
 def probe(worker: str) -> str:
-    """Sorted set: written for the event that comes of it."""
+    """Sorted set: a worker writes it, to see whether Redis notifies it of that."""
     return f"worker:probe:{worker}"
 
 
-def begun(queue_name: str) -> str:
+def rate_window(queue_name: str) -> str:
     """List: when the jobs of the last period of the rate limit were claimed, ms."""
     return f"worker:begun:{short_name(queue_name)}"
 
@@ -99,6 +107,5 @@ def dead(queue_name: str) -> str:
 
 
 def letters(queue_name: str) -> str:
-    """Hash: the queue's dead letters, of each ``letter:`` + id, what is told of its end, and ``payload:`` + id; and
-    ``bytes``, how many these are."""
+    """Hash: the queue's dead letters, with the fields above."""
     return f"worker:letters:{short_name(queue_name)}"

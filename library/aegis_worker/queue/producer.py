@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from functools import cache
 from secrets import token_hex
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ BATCH_JOBS = 500  #: Redis does nothing else meanwhile
 BATCH_BYTES = 4 << 20
 KEEP_UNIQUE_MS = 86_400_000  #: of a job that runs so long after its payload has expired, the key is free
 
-Fields = tuple[str, bytes, int, int, str]  #: of a job, as ``enqueue.lua`` takes them
+Fields = tuple[str, bytes, int, int, str]  #: of a job, in the order of ``enqueue.lua``
 
 
 class NewJob(NamedTuple):
@@ -84,8 +83,8 @@ class Producer:
         :raise ValueError: where it has both ``defer_until`` and ``defer_by``
         """
         queue_name = queue_name or self._redis.default_queue_name
-        fields = _fields(self._redis, job)
-        (enqueued,) = await self._script((queue_name,), (*_prefixes(queue_name), *fields))
+        fields = _fields(self._redis, job, queue_name)
+        (enqueued,) = await self._script((queue_name,), (keys.bell(queue_name), KEEP_UNIQUE_MS, *fields))
         return Job(fields[0], self._redis, queue_name, self._redis.job_deserializer) if enqueued else None
 
     async def enqueue_many(self, jobs: Iterable[NewJob], *, queue_name: str | None = None) -> list[Job | None]:
@@ -99,11 +98,10 @@ class Producer:
 
 async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str | None) -> list[Job | None]:
     queue_name = queue_name or redis.default_queue_name
-    prefixes = _prefixes(queue_name)
     done: list[Job | None] = []
-    for batch in _batches(redis, jobs):
+    for batch in _batches(redis, jobs, queue_name):
         flat = [field for fields in batch for field in fields]
-        flags = await script((queue_name,), (*prefixes, *flat))
+        flags = await script((queue_name,), (keys.bell(queue_name), KEEP_UNIQUE_MS, *flat))
         done += [
             Job(fields[0], redis, queue_name, redis.job_deserializer) if enqueued else None
             for fields, enqueued in zip(batch, flags, strict=True)
@@ -111,16 +109,11 @@ async def _enqueue(script: Script, redis: ArqRedis, jobs: Iterable[NewJob], queu
     return done
 
 
-@cache
-def _prefixes(queue_name: str) -> tuple[str | int, ...]:
-    return keys.JOB, keys.RESULT, keys.unique(queue_name, ""), keys.IN_PROGRESS, KEEP_UNIQUE_MS, keys.bell(queue_name)
-
-
-def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:
+def _batches(redis: ArqRedis, jobs: Iterable[NewJob], queue_name: str) -> Iterator[list[Fields]]:
     batch: list[Fields] = []
     size = 0
     for job in jobs:
-        fields = _fields(redis, job)
+        fields = _fields(redis, job, queue_name)
         batch.append(fields)
         size += len(fields[1])
         if len(batch) == BATCH_JOBS or size >= BATCH_BYTES:
@@ -130,7 +123,7 @@ def _batches(redis: ArqRedis, jobs: Iterable[NewJob]) -> Iterator[list[Fields]]:
         yield batch
 
 
-def _fields(redis: ArqRedis, job: NewJob) -> Fields:
+def _fields(redis: ArqRedis, job: NewJob, queue_name: str) -> Fields:
     now_ms = timestamp_ms()
     if job.defer_until and job.defer_by:
         raise ValueError(f"job {job.function}: defer_until and defer_by exclude each other")
@@ -138,4 +131,5 @@ def _fields(redis: ArqRedis, job: NewJob) -> Fields:
     keep_ms = to_ms(job.expires) if job.expires else max(0, due_ms - now_ms) + redis.expires_extra_ms
     keep_ms = min(max(1, keep_ms), MOST_KEPT_MS)  # Redis refuses others, in the middle of the batch
     payload = serialize_job(job.function, job.args, dict(job.kwargs), None, now_ms, serializer=redis.job_serializer)
-    return job.job_id or token_hex(16), payload, due_ms, keep_ms, job.unique or ""
+    unique = keys.unique(queue_name, job.unique) if job.unique else ""
+    return job.job_id or token_hex(16), payload, due_ms, keep_ms, unique

@@ -1,4 +1,4 @@
-"""How a claim ends: four ways, each with what ``settle.lua`` has to know of it."""
+"""How a claim is settled: in four ways, each with what ``settle.lua`` has to know of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Lease:
 
     job_id: str
     token: str  #: of the claim that it came of; a later one's where it lapsed and its holder claimed it anew
-    tried: bool = field(default=False, compare=False)  #: there may be a count of tries, to go when the job ends
+    tried: bool = field(default=False, compare=False)  #: there may be a count of tries, to delete when the job ends
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Retried:
 
     lease: Lease
     wait_ms: int
-    tries: int = 0  #: that are over; 0 where this one does not count
-    raised: str = ""  #: what this try has raised, to be told where no later try tells of itself
+    tries: int = 0  #: how many have ended; 0 where this one does not count
+    raised: str = ""  #: what this try has raised; a letter says it where the worker dies in the next try
 
 
 @dataclass(slots=True)
@@ -58,9 +58,9 @@ Settlement = Completed | Died | Retried | Returned
 
 
 class Reply(IntEnum):
-    """What ``settle.lua`` says of a claim."""
+    """What ``settle.lua`` replies for a claim."""
 
     DONE = 1
-    OVER = 0  #: it was no longer ours
-    LOST = -1  #: it was no longer ours, and somebody else has the job
-    EXPIRED = -2  #: it still is ours: the job cannot be given back, since its payload has expired
+    OVER = 0  #: it no longer held the lease
+    LOST = -1  #: it no longer held the lease, and another worker has the job
+    EXPIRED = -2  #: it still holds the lease: the job cannot go back to the queue, as its payload has expired

@@ -55,7 +55,7 @@ class Keeper:
         self._every_s = lease_s / RENEWALS_PER_LEASE
         self._wire = Wire(pool, timeout_s=self._every_s / 2)  # so that there is time for another try
         self._scripts = scripts(self._wire.call)
-        self._ring = Script(self._wire.call, "ring")
+        self._ring = Script(self._wire.call, "wake")
         self._listens, self._bell = listens, bell
         self._leases = leases
         self._lost = lost

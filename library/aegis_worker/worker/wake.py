@@ -57,7 +57,7 @@ class Listener:
         park_s: float = PARK_S,
     ) -> None:
         self._wire = Wire(pool, heard=self._hear, lost=self._lose)
-        self._ring_bell = Script(call, "ring")
+        self._ring_bell = Script(call, "wake")
         self.park_s = park_s
         name = uuid4().hex
         self._bell, self._own_bell = keys.bell(queue_name), keys.own_bell(name)

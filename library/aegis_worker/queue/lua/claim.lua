@@ -1,94 +1,90 @@
 #!lua flags=allow-oom
 --[[
-  Claim jobs that are due: each gets a lease that bears our token, stands aside in the queue until it has ended for
-  certain, and its payload comes back, in one step. Jobs whose lease lapsed come first. The time is the server's, so
-  that replicas with clocks of their own agree. It runs also when memory is full: claimed jobs make room.
+  Claim jobs that are due. In one step each job gets a lease that has the token of this claim, its score in the queue
+  becomes the time by which it has ended for certain, and its payload is read. Jobs whose lease has lapsed come first.
+  The script also runs when memory is full, because the end of a job frees memory.
 
-  KEYS[1]  queue, sorted set: job ids by due time in ms
-  KEYS[2]  exists while the queue is paused
-  KEYS[3]  sorted set: ids of jobs to abort, by the time of the request in ms
-  KEYS[4]  leases, sorted set: job ids by the time in ms at which each lapses
-  KEYS[5]  the worker's fence: claims with a lower number come too late
-  KEYS[6]  list: the times in ms at which the jobs of the last period were claimed
-  KEYS[7]  bell, sorted set: another worker that idles waits for a member; it gets one where due jobs are left
-  KEYS[8]  when somebody last claimed or renewed, ms; one that is still to come: until when nobody may claim
+  KEYS[1]  The queue, a sorted set: job ids by the time in ms at which they are due.
+  KEYS[2]  A key that exists while the queue is paused.
+  KEYS[3]  The jobs to abort, a sorted set: ids by the time in ms of the request.
+  KEYS[4]  The leases, a sorted set: job ids by the time in ms at which the lease lapses.
+  KEYS[5]  The worker's fence: a claim with a lower number comes too late.
+  KEYS[6]  The rate window, a list: the times in ms at which the jobs of the last period were claimed.
+  KEYS[7]  The bell, a sorted set: a member wakes a worker that idles. It gets one where due jobs are left.
+  KEYS[8]  The time in ms of the last claim or renewal of anybody; see lib/outage.lua.
 
-  ARGV[1]  most jobs to claim
-  ARGV[2]  token, of this claim alone
-  ARGV[3]  its number
-  ARGV[4]  ms until a lease lapses
-  ARGV[5]  ms in which a job has ended for certain
-  ARGV[6]  seconds to keep the count of tries
-  ARGV[7]  most jobs that run at a time, over all replicas; 0 for no limit
-  ARGV[8]  most jobs to begin in a period, over all replicas; 0 for no limit
-  ARGV[9]  that period, ms
-  ARGV[10] prefix of in-progress keys
-  ARGV[11] prefix of payload keys
-  ARGV[12] prefix of keys that count the tries that are over
-  ARGV[13] ms after the last claim or renewal at which leases lapse at the soonest
-  ARGV[14] ms in which all leases are renewed after an outage
-  ARGV[15] 1 for a claim that waited in Redis: whoever sent it may be gone. Its leases end by half a millisecond, until
-           they are renewed; one that lapses so was no try, the first time
+  ARGV[1]  How many jobs to claim at most.
+  ARGV[2]  The token, which no other claim has.
+  ARGV[3]  The number of the claim, counted by the worker.
+  ARGV[4]  After how many ms a lease lapses that is not renewed.
+  ARGV[5]  After how many ms a job has ended for certain.
+  ARGV[6]  For how many seconds the count of tries is kept.
+  ARGV[7]  How many jobs may run at a time, over all replicas; 0 for any number.
+  ARGV[8]  How many jobs may begin in a period, over all replicas; 0 for any number.
+  ARGV[9]  That period in ms.
+  ARGV[10] How many ms after the last claim or renewal the first lease can lapse.
+  ARGV[11] Within how many ms after an outage all workers have renewed their leases.
+  ARGV[12] 1 if the claim waited in Redis, so that the worker that sent it may be gone by now. The times of its leases
+           end in half a millisecond until they are renewed. If such a lease lapses, it does not count as a try.
 
-  Returns { ms after which to look again, nil for never, or where it got as many jobs as it wanted and the rate limit is
-            not reached; 1 if jobs may be due that cannot be had now; 1 if the rate limit keeps some back; how many of
-            the jobs, the first ones, had a lease that lapsed; ids; due times; payloads, nil for none; counts of tries
-            that are over, nil for none, or nothing where there are none at all; times of the requests to abort them, in
-            the same way }
+  Returns a list:
+    1. after how many ms to poll again; nil for never, or where it claimed as many jobs as it was to and no rate limit
+       is reached
+    2. 1 if jobs may be due that cannot be claimed now
+    3. 1 if the rate limit keeps jobs back
+    4. how many of the jobs had a lease that lapsed; these are the first ones
+    5. the ids of the jobs
+    6. the times at which they were due
+    7. their payloads, nil for one that has expired
+    8. how many tries of each have ended, nil for none; an empty list where all are nil
+    9. the times of the requests to abort them, nil for none; an empty list where all are nil
 ]]
-local FEW = 8 -- jobs: of a claim of no more, those that listen are not told; of a larger one it does no harm
-local queue, abort, leases, begun = KEYS[1], KEYS[3], KEYS[4], KEYS[6]
-local wanted, token = tonumber(ARGV[1]), ARGV[2]
+-- keys: IN_PROGRESS, JOB, RETRY
+-- include: clock, events, outage
+local queue, abort, leases, rate_window, bell, last_active = KEYS[1], KEYS[3], KEYS[4], KEYS[6], KEYS[7], KEYS[8]
+local wanted, token, lease_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[4])
 local most_running, most_begun, period = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local in_progress, job, retry = ARGV[10], ARGV[11], ARGV[12]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- As text, which Redis makes of a number with much ado, each time that a command is given one.
-local lapses_at, ends_at = string.format('%d', now + ARGV[4]), string.format('%d', now + ARGV[5])
-local lapse_after, renewed_within, waited = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15] == '1'
-local leased_until = waited and lapses_at .. '.5' or lapses_at -- for jobs that had no lease before
+local waited = ARGV[12] == '1'
+-- Redis takes long to make text of a number, so it is not left to each command that is given one.
+local lapses_at, ends_at = string.format('%d', now + lease_ms), string.format('%d', now + ARGV[5])
+local first_lapses_at = waited and lapses_at .. '.5' or lapses_at -- of the leases of jobs that had none
 local blocked, limited = 0, 0
 
-local fence, paused, seen = unpack(redis.call('MGET', KEYS[5], KEYS[2], KEYS[8]))
+local fence, paused, active_at = unpack(redis.call('MGET', KEYS[5], KEYS[2], last_active))
 local late = tonumber(fence or 0) > tonumber(ARGV[3])
 if late and waited then
-  redis.pcall('ZADD', KEYS[7], 0, '') -- it rang for one that is gone
+  redis.pcall('ZADD', bell, 0, '') -- the bell woke a worker that is gone, so wake another one
 end
 if late or paused then
   return { false, late and 0 or 1, 0, 0, {}, {}, {}, {}, {} }
 end
 
--- Where nobody claimed or renewed until leases lapsed, Redis stood still or was away: nobody claims until those who
--- hold them have renewed.
-local waits_ms = 0
-local quiet = tonumber(seen) and now - seen -- ms; below 0 while nobody may claim, or where the clock went back
-if quiet and quiet > lapse_after and redis.call('ZCOUNT', leases, '-inf', '(' .. now) > 0 then
-  waits_ms = renewed_within
-  redis.call('SET', KEYS[8], now + waits_ms)
-elseif quiet and quiet < 0 and quiet >= -renewed_within then
-  waits_ms = -quiet
-elseif not quiet or math.abs(quiet) > ARGV[4] / 12 then
-  redis.call('SET', KEYS[8], now)
-end
-if waits_ms > 0 then
-  return { waits_ms, 1, 0, 0, {}, {}, {}, {}, {} }
+local renewal_ms = tonumber(ARGV[11])
+local wait_ms = wait_after_outage(last_active, active_at, leases, now, lease_ms, tonumber(ARGV[10]), renewal_ms)
+if wait_ms > renewal_ms then -- the server's clock went back
+  redis.call('SET', last_active, now)
+elseif wait_ms > 0 then
+  return { wait_ms, 1, 0, 0, {}, {}, {}, {}, {} }
 end
 
 if most_begun > 0 then
-  local oldest = redis.call('LINDEX', begun, 0)
+  local oldest = redis.call('LINDEX', rate_window, 0)
   while oldest and (tonumber(oldest) <= now - period or tonumber(oldest) > now) do -- or the clock went back
-    redis.call('LPOP', begun)
-    oldest = redis.call('LINDEX', begun, 0)
+    redis.call('LPOP', rate_window)
+    oldest = redis.call('LINDEX', rate_window, 0)
   end
-  wanted = math.min(wanted, most_begun - redis.call('LLEN', begun))
+  wanted = math.min(wanted, most_begun - redis.call('LLEN', rate_window))
 end
 
 local count, ids, due_at, scores = 0, {}, {}, {}
-local over = {} -- for each that had a lease which lapsed: whether that was a try
-local function take(id, due, score, odd)
-  local taken = redis.call('SET', in_progress .. id, token, 'NX', 'PXAT', lapses_at)
+local was_try = {} -- for each job whose lease had lapsed: whether that lease counts as a try
+
+-- Take a job unless somebody else runs it. A score that is no time is replaced first, as nothing can be added to one
+-- that is infinite.
+local function take(id, due, score, is_no_time)
+  local taken = redis.call('SET', IN_PROGRESS .. id, token, 'NX', 'PXAT', lapses_at)
   if taken then
-    if odd then -- the score may be no time, and nothing can be added to what is infinite
+    if is_no_time then
       redis.call('ZREM', queue, id)
       due, score = math.max(due, 0), 0
     end
@@ -99,7 +95,7 @@ local function take(id, due, score, odd)
 end
 
 while count < wanted do
-  -- A lease holds during its last millisecond, as its mark does. Those that we took are still at the head.
+  -- A lease and its mark hold until their last millisecond is over. The jobs taken so far are still at the head.
   local page = redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'WITHSCORES', 'LIMIT', count, wanted - count)
   if #page == 0 then
     break
@@ -108,11 +104,11 @@ while count < wanted do
     local id, lapsed_at = page[i], page[i + 1]
     local score = redis.call('ZSCORE', queue, id)
     if not score then
-      redis.call('ZREM', leases, id) -- it ended in a stock worker
+      redis.call('ZREM', leases, id) -- the job ended in a stock worker
     elseif take(id, now, score, tonumber(score) < 0 or tonumber(score) >= 2 ^ 53) then
-      over[count] = lapsed_at % 1 == 0
+      was_try[count] = lapsed_at % 1 == 0
     else
-      redis.call('ZADD', leases, now + 1000, id) -- a stock worker has it
+      redis.call('ZADD', leases, now + 1000, id) -- a stock worker runs it
     end
   end
 end
@@ -123,72 +119,73 @@ if most_running > 0 then
   wanted = math.min(wanted, lapsed + free)
 end
 
--- arq rounds its clock to the millisecond: a job enqueued just now may be due half of one from now. Those that a stock
--- worker runs are at the head too, so that the first page may hold none that is free.
+-- arq rounds its clock to the millisecond, so that a job which was enqueued just now may be due half of one from now.
+-- Jobs that stock workers run are at the head of the queue too, so that the first page may hold none that is free.
 local page, offset = wanted - count, 0
 while count < wanted do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES', 'LIMIT', offset, page)
-  local odd, before = due[2] and tonumber(due[2]) < 0, count -- the first is the least
+  local is_no_time, before = due[2] and tonumber(due[2]) < 0, count -- the first score is the lowest
   for i = 1, #due, 2 do
     local id, score = due[i], due[i + 1]
     if count == wanted then
       break
     end
-    if not take(id, score, score, odd) and redis.pcall('GET', in_progress .. id) ~= token then
+    if not take(id, score, score, is_no_time) and redis.pcall('GET', IN_PROGRESS .. id) ~= token then
       blocked = 1
     end
   end
   if #due < 2 * page then
     break
   end
-  offset, page = offset + page - (odd and count - before or 0), 2 * page + 20 -- odd ones have left the queue
+  -- The jobs of a page whose first score is no time have left the queue.
+  offset, page = offset + page - (is_no_time and count - before or 0), 2 * page + 20
 end
 
 local payloads, tries, aborts = {}, {}, {}
 if count > 0 then
-  local aside, entries, counts = {}, {}, {}
+  local queue_entries, lease_entries, payload_keys, retry_keys = {}, {}, {}, {}
   for i = 1, count do
     local id = ids[i]
-    aside[2 * i - 1] = ends_at
-    aside[2 * i] = id
-    entries[2 * i - 1] = i > lapsed and leased_until or lapses_at
-    entries[2 * i] = id
-    payloads[i], counts[i] = job .. id, retry .. id
+    queue_entries[2 * i - 1] = ends_at
+    queue_entries[2 * i] = id
+    lease_entries[2 * i - 1] = i > lapsed and first_lapses_at or lapses_at
+    lease_entries[2 * i] = id
+    payload_keys[i], retry_keys[i] = JOB .. id, RETRY .. id
   end
-  if count > FEW then
-    redis.call('ZADD', queue, unpack(aside))
+  if count > MOST_SILENT then
+    redis.call('ZADD', queue, unpack(queue_entries))
   else
-    for i = 1, count do -- which is another event than that of a new job
+    for i = 1, count do
       redis.call('ZINCRBY', queue, ends_at - scores[i], ids[i])
     end
   end
-  redis.call('ZADD', leases, unpack(entries))
+  redis.call('ZADD', leases, unpack(lease_entries))
   if most_begun > 0 then
     local times = {}
     for i = 1, count do
       times[i] = now
     end
-    redis.call('RPUSH', begun, unpack(times))
-    redis.call('PEXPIRE', begun, period)
+    redis.call('RPUSH', rate_window, unpack(times))
+    redis.call('PEXPIRE', rate_window, period)
   end
-  payloads = redis.call('MGET', unpack(payloads))
-  if lapsed > 0 or redis.call('EXISTS', unpack(counts)) > 0 then -- hardly ever
-    tries = redis.call('MGET', unpack(counts))
+  payloads = redis.call('MGET', unpack(payload_keys))
+  if lapsed > 0 or redis.call('EXISTS', unpack(retry_keys)) > 0 then -- few jobs have a count of tries
+    tries = redis.call('MGET', unpack(retry_keys))
   end
   for i = 1, lapsed do
-    if over[i] then -- the try of a worker that is gone
+    if was_try[i] then -- by a worker that is gone
       tries[i] = string.format('%.0f', (tonumber(tries[i] or 0) or 0) + 1)
-      redis.call('SET', counts[i], tries[i], 'EX', ARGV[6])
+      redis.call('SET', retry_keys[i], tries[i], 'EX', ARGV[6])
     end
   end
   if redis.call('EXISTS', abort) == 1 then
-    -- They stay until the jobs' ends are stored: our reply may be lost.
+    -- The requests stay until the jobs are settled, because our reply may be lost.
     aborts = redis.call('ZMSCORE', abort, unpack(ids))
   end
 end
 
 local full = count == tonumber(ARGV[1])
-local due, lapses, next_look
+local due, lapses, next_poll
 if full or capped or most_begun > 0 then
   due = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', 0, 1)[1]
 end
@@ -196,20 +193,20 @@ if not full or most_begun > 0 then
   lapses = tonumber(redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')[2])
 end
 if not full then
-  next_look = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
-  if lapses and (not next_look or lapses < next_look) then
-    next_look = lapses + 1
+  next_poll = tonumber(redis.call('ZRANGEBYSCORE', queue, '(' .. now + 1, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2])
+  if lapses and (not next_poll or lapses < next_poll) then
+    next_poll = lapses + 1
   end
 elseif due then
-  redis.pcall('ZADD', KEYS[7], 0, '') -- a key that is something else costs time, and no claim
+  redis.pcall('ZADD', bell, 0, '') -- if somebody made the key another type, that only delays jobs, and no claim fails
 end
 if capped and due then
   blocked = 1
 end
-if most_begun > 0 and (due or lapses and lapses < now) and redis.call('LLEN', begun) >= most_begun then
-  next_look = redis.call('LINDEX', begun, 0) + period
+if most_begun > 0 and (due or lapses and lapses < now) and redis.call('LLEN', rate_window) >= most_begun then
+  next_poll = redis.call('LINDEX', rate_window, 0) + period
   limited = 1
 end
--- Producers write any score; of one beyond what an integer holds, the reply would hold a negative one.
-local look_after = next_look and math.min(math.max(0, next_look - now), 2 ^ 53) or false
-return { look_after, blocked, limited, lapsed, ids, due_at, payloads, tries, aborts }
+-- Producers write any score. In the reply, one that is too large for an integer would become negative.
+local poll_after_ms = next_poll and math.min(math.max(0, next_poll - now), 2 ^ 53) or false
+return { poll_after_ms, blocked, limited, lapsed, ids, due_at, payloads, tries, aborts }

@@ -1,23 +1,22 @@
 --[[
   Delete dead letters.
 
-  KEYS[1]  dead letters, sorted set: ids by time of death
-  KEYS[2]  dead letters, hash: 'letter:' .. id and 'payload:' .. id, and their 'bytes'
+  KEYS[1]  The dead letters, a sorted set: job ids by the time of death in ms.
+  KEYS[2]  The dead letters, a hash: for each its text and its payload, and how many bytes all of them have.
 
-  ARGV     the ids
+  ARGV     For each letter, the id of its job.
 
-  Returns how many there were.
+  Returns how many letters there were.
 ]]
+-- include: letters
 local dead, letters = KEYS[1], KEYS[2]
 local deleted, bytes = 0, 0
 
 for _, id in ipairs(ARGV) do
-  local payload, letter = 'payload:' .. id, 'letter:' .. id
-  bytes = bytes + redis.call('HSTRLEN', letters, payload) + redis.call('HSTRLEN', letters, letter)
-  redis.call('HDEL', letters, payload, letter)
+  bytes = bytes + delete_letter(letters, id)
   deleted = deleted + redis.call('ZREM', dead, id)
 end
-if bytes > 0 and redis.call('HINCRBY', letters, 'bytes', -bytes) <= 0 then
-  redis.call('HDEL', letters, 'bytes')
+if bytes > 0 then
+  add_bytes(letters, -bytes)
 end
 return deleted

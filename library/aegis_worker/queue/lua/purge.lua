@@ -1,39 +1,36 @@
 --[[
-  Remove jobs that wait, with all that belongs to them; those that run are left alone.
+  Remove jobs that wait in a queue, with all that belongs to them. It leaves the jobs that run alone.
 
-  KEYS[1]  queue, sorted set
-  KEYS[2]  sorted set: ids of jobs to abort
+  KEYS[1]  The queue, a sorted set of job ids.
+  KEYS[2]  The jobs to abort, a sorted set of ids.
 
-  ARGV[1]  most jobs to remove, at most a few thousand: Redis does nothing else meanwhile
-  ARGV[2]  prefix of in-progress keys
-  ARGV[3]  prefix of payload keys
-  ARGV[4]  prefix of keys that count tries
-  ARGV[5]  prefix of keys that tell what the last try has raised
+  ARGV[1]  How many jobs to remove at most. It should be a few thousand or fewer, as Redis does nothing else meanwhile.
 
-  Returns how many were removed; fewer than asked for: none is left that waits.
+  Returns how many jobs were removed. If these are fewer than asked for, none is left that waits.
 ]]
-local queue, wanted = KEYS[1], tonumber(ARGV[1])
-local removed, doomed, offset = {}, {}, 0
+-- keys: IN_PROGRESS, JOB, RETRY, RAISED
+local queue, abort, most = KEYS[1], KEYS[2], tonumber(ARGV[1])
+local removed, garbage, offset = {}, {}, 0
 
--- Running jobs stay in the queue, so a page may hold some that are not for us.
-while #removed < wanted do
-  local page = redis.call('ZRANGE', queue, offset, offset + wanted - 1)
+-- Jobs that run stay in the queue, so that a page may hold some which have to be skipped.
+while #removed < most do
+  local page = redis.call('ZRANGE', queue, offset, offset + most - 1)
   for _, id in ipairs(page) do
-    if #removed < wanted and redis.call('EXISTS', ARGV[2] .. id) == 0 then
+    if #removed < most and redis.call('EXISTS', IN_PROGRESS .. id) == 0 then
       removed[#removed + 1] = id
-      doomed[#doomed + 1] = ARGV[3] .. id
-      doomed[#doomed + 1] = ARGV[4] .. id
-      doomed[#doomed + 1] = ARGV[5] .. id
+      garbage[#garbage + 1] = JOB .. id
+      garbage[#garbage + 1] = RETRY .. id
+      garbage[#garbage + 1] = RAISED .. id
     end
   end
-  if #page < wanted then
+  if #page < most then
     break
   end
-  offset = offset + wanted
+  offset = offset + most
 end
 if #removed > 0 then
   redis.call('ZREM', queue, unpack(removed))
-  redis.call('ZREM', KEYS[2], unpack(removed))
-  redis.call('UNLINK', unpack(doomed))
+  redis.call('ZREM', abort, unpack(removed))
+  redis.call('UNLINK', unpack(garbage))
 end
 return #removed

@@ -1,31 +1,31 @@
 #!lua flags=allow-oom
 --[[
-  Give back what we claimed and never heard of, since the reply was lost; no try is counted. A claim that is still on
-  its way comes too late from now on.
+  Give back the jobs that a worker has claimed without knowing it, because the reply was lost. Their tries do not count.
+  A claim of the worker that is still on its way to Redis is refused from now on.
 
-  KEYS[1]  queue, sorted set
-  KEYS[2]  leases, sorted set
-  KEYS[3]  our fence
+  KEYS[1]  The queue, a sorted set: job ids by the time in ms at which they are due.
+  KEYS[2]  The leases, a sorted set: job ids by the time in ms at which the lease lapses.
+  KEYS[3]  The worker's fence: the lowest number that a claim of the worker may have.
 
-  ARGV[1]  number that our next claim has
-  ARGV[2]  seconds to keep the fence
-  ARGV[3]  what our tokens begin with
-  ARGV[4]  prefix of in-progress keys
-  and for each job we know of: ARGV[n] its id, ARGV[n + 1] the token of its lease
+  ARGV[1]  The number of the worker's next claim.
+  ARGV[2]  For how many seconds the fence is kept.
+  ARGV[3]  What the tokens of the worker's claims begin with.
+  Then for each job that the worker knows of: its id, and the token of its lease.
 
-  Returns how many it gave back.
+  Returns how many jobs were given back.
 ]]
-local queue, leases = KEYS[1], KEYS[2]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known, ours, recalled = {}, ARGV[3], 0
+-- keys: IN_PROGRESS
+-- include: clock
+local queue, leases, fence = KEYS[1], KEYS[2], KEYS[3]
+local next_claim, keep_s, ours = ARGV[1], ARGV[2], ARGV[3]
+local known, recalled = {}, 0
 
-redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2])
-for n = 5, #ARGV, 2 do
+redis.call('SET', fence, next_claim, 'EX', keep_s)
+for n = 4, #ARGV, 2 do
   known[ARGV[n]] = ARGV[n + 1]
 end
 for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
-  local mark = ARGV[4] .. id
+  local mark = IN_PROGRESS .. id
   local holder = redis.call('GET', mark) or ''
   if holder ~= known[id] and string.sub(holder, 1, #ours) == ours then
     redis.call('UNLINK', mark)

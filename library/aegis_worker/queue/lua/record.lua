@@ -1,18 +1,22 @@
 #!lua flags=allow-oom
 --[[
-  Write a replica's health record, and enter the replica in its queue's registry. It runs also when memory is full:
-  without it a worker that starts would claim nothing, and claimed jobs make room.
+  Write the health record of a replica, and enter the replica in the registry of its queue. The script also runs when
+  memory is full: without its record a worker that starts would claim nothing, and the end of a job frees memory.
 
-  KEYS[1]  the record
-  KEYS[2]  registry, sorted set: replicas by the time in ms at which each was last seen
+  KEYS[1]  The health record.
+  KEYS[2]  The registry, a sorted set: replicas by the time in ms at which each was last seen.
 
-  ARGV[1]  replica
-  ARGV[2]  its state
-  ARGV[3]  ms that the record lives
-  ARGV[4]  ms after which a replica that is not seen leaves the registry
+  ARGV[1]  The name of the replica.
+  ARGV[2]  Its state, JSON.
+  ARGV[3]  For how many ms the record is kept.
+  ARGV[4]  After how many ms a replica that was not seen leaves the registry.
+
+  Returns nothing.
 ]]
-local time = redis.call('TIME') -- one clock, or the replica whose own is ahead would have the others leave
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[4])
+-- include: clock
+local record, registry = KEYS[1], KEYS[2]
+local replica, state, keep_ms, forget_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+redis.call('SET', record, state, 'PX', keep_ms)
+redis.call('ZADD', registry, now, replica)
+redis.call('ZREMRANGEBYSCORE', registry, '-inf', now - forget_ms)

@@ -1,34 +1,35 @@
 #!lua flags=allow-oom
 --[[
-  Give a job that we claimed another id, since its own is no text that a worker can handle; a lapsed claim's is left.
+  Give a claimed job another id, because its own is not text that a worker can handle. If the claim's lease is no longer
+  held, the job keeps its id.
 
-  KEYS[1]  queue, sorted set
-  KEYS[2]  leases, sorted set
+  KEYS[1]  The queue, a sorted set of job ids.
+  KEYS[2]  The leases, a sorted set of job ids.
 
-  ARGV[1]  id
-  ARGV[2]  the new one; `_` are added to it until it is free
-  ARGV[3]  token of the claim
-  ARGV[4]  ms until its lease lapses
-  ARGV[5]  prefix of in-progress keys
-  ARGV[6]  prefix of payload keys
-  ARGV[7]  prefix of keys that count the tries that are over
+  ARGV[1]  The id of the job.
+  ARGV[2]  The new id. The script adds `_` to it until it is free.
+  ARGV[3]  The token of the claim.
+  ARGV[4]  After how many ms the lease lapses.
 
   Returns the new id.
 ]]
-local old, new = ARGV[1], ARGV[2]
-while redis.call('ZSCORE', KEYS[1], new) or redis.call('EXISTS', ARGV[5] .. new, ARGV[6] .. new) > 0 do
+-- keys: IN_PROGRESS, JOB, RETRY
+local queue, leases = KEYS[1], KEYS[2]
+local old, new, token, lease_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+while redis.call('ZSCORE', queue, new) or redis.call('EXISTS', IN_PROGRESS .. new, JOB .. new) > 0 do
   new = new .. '_'
 end
-if redis.call('GET', ARGV[5] .. old) == ARGV[3] then
-  for _, set in ipairs(KEYS) do
-    redis.call('ZINCRBY', set, redis.call('ZSCORE', set, old), new) -- not ZADD, of which idle replicas would be told
+if redis.call('GET', IN_PROGRESS .. old) == token then
+  for _, set in ipairs({ queue, leases }) do
+    redis.call('ZINCRBY', set, redis.call('ZSCORE', set, old), new) -- Redis would notify idle workers of a ZADD
     redis.call('ZREM', set, old)
   end
-  redis.call('SET', ARGV[5] .. new, ARGV[3], 'PX', ARGV[4])
-  redis.call('DEL', ARGV[5] .. old)
-  for n = 6, 7 do
-    if redis.call('EXISTS', ARGV[n] .. old) == 1 then
-      redis.call('RENAME', ARGV[n] .. old, ARGV[n] .. new)
+  redis.call('SET', IN_PROGRESS .. new, token, 'PX', lease_ms)
+  redis.call('DEL', IN_PROGRESS .. old)
+  for _, prefix in ipairs({ JOB, RETRY }) do
+    if redis.call('EXISTS', prefix .. old) == 1 then
+      redis.call('RENAME', prefix .. old, prefix .. new)
     end
   end
 end

@@ -1,40 +1,38 @@
 --[[
-  Put dead letters back into their queue, as jobs that are due now and have all their tries again.
+  Put the jobs of dead letters back into their queue. They are due now, and have all their tries again.
 
-  KEYS[1]  queue, sorted set
-  KEYS[2]  dead letters, sorted set: ids by time of death
-  KEYS[3]  dead letters, hash: 'letter:' .. id and 'payload:' .. id, and their 'bytes'
-  KEYS[4]  sorted set: ids of jobs to abort; a request that came after the death is not for the job that is revived
+  KEYS[1]  The queue, a sorted set: job ids by the time in ms at which they are due.
+  KEYS[2]  The dead letters, a sorted set: job ids by the time of death in ms.
+  KEYS[3]  The dead letters, a hash: for each its text and its payload, and how many bytes all of them have.
+  KEYS[4]  The jobs to abort, a sorted set of ids. A request that came after the death is not for the revived job.
 
-  ARGV[1]  now, ms since the epoch
-  ARGV[2]  ms to keep the payload
-  ARGV[3]  prefix of payload keys
-  ARGV[4]  prefix of keys that count tries
-  ARGV[5]  prefix of result keys
-  ARGV[6]  prefix of in-progress keys
-  ARGV[7]  prefix of keys that tell what the last try has raised
-  and the ids
+  ARGV[1]  The time at which the jobs are due, in ms since the epoch.
+  ARGV[2]  For how many ms the payloads are kept.
+  Then for each letter: the id of its job.
 
-  Returns the ids that are queued now; left out are those whose payload is gone, or whose id is in use again.
+  Returns the ids of the jobs that are in the queue now. It leaves out a letter whose payload has expired, and one whose
+  id is in use again.
 ]]
+-- keys: IN_PROGRESS, JOB, RETRY, RESULT, RAISED
+-- include: letters
 local queue, dead, letters, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local due, keep_ms = ARGV[1], ARGV[2]
 local revived, bytes = {}, 0
 
-for n = 8, #ARGV do
+for n = 3, #ARGV do
   local id = ARGV[n]
-  local payload = redis.call('HGET', letters, 'payload:' .. id)
-  if payload and payload ~= '' and redis.call('EXISTS', ARGV[3] .. id, ARGV[6] .. id) == 0 then
-    redis.call('SET', ARGV[3] .. id, payload, 'PX', ARGV[2])
-    redis.call('DEL', ARGV[4] .. id, ARGV[5] .. id, ARGV[7] .. id)
-    bytes = bytes + #payload + redis.call('HSTRLEN', letters, 'letter:' .. id)
-    redis.call('HDEL', letters, 'payload:' .. id, 'letter:' .. id)
+  local payload = redis.call('HGET', letters, PAYLOAD_FIELD .. id)
+  if payload and payload ~= '' and redis.call('EXISTS', JOB .. id, IN_PROGRESS .. id) == 0 then
+    redis.call('SET', JOB .. id, payload, 'PX', keep_ms)
+    redis.call('DEL', RETRY .. id, RESULT .. id, RAISED .. id)
+    bytes = bytes + delete_letter(letters, id)
     redis.call('ZREM', dead, id)
     redis.call('ZREM', abort, id)
-    redis.call('ZADD', queue, ARGV[1], id)
+    redis.call('ZADD', queue, due, id)
     revived[#revived + 1] = id
   end
 end
-if bytes > 0 and redis.call('HINCRBY', letters, 'bytes', -bytes) <= 0 then
-  redis.call('HDEL', letters, 'bytes')
+if bytes > 0 then
+  add_bytes(letters, -bytes)
 end
 return revived

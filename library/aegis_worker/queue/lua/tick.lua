@@ -2,49 +2,50 @@
 --[[
   Enqueue a run of a cron job: once for all replicas, also where their clocks differ.
 
-  KEYS[1]  queue, sorted set: job ids by due time in ms
-  KEYS[2]  hash: the last time in ms for which each cron job was enqueued
-  KEYS[3]  set: replicas whose start was answered
-  KEYS[4]  payload key
-  KEYS[5]  result key
+  KEYS[1]  The queue, a sorted set: job ids by the time in ms at which they are due.
+  KEYS[2]  The ticks, a hash: for each cron job the last time in ms for which it was enqueued.
+  KEYS[3]  The starts, a set of replicas: those whose start has been answered by a run at startup.
+  KEYS[4]  The key of the payload.
+  KEYS[5]  The key of the result.
 
-  ARGV[1]  name of the cron job
-  ARGV[2]  time that it is for, ms
-  ARGV[3]  job id
-  ARGV[4]  payload
-  ARGV[5]  ms to keep the payload
-  ARGV[6]  a replica, when it is for its start, or ''
-  ARGV[7]  seconds within which the starts of several replicas are one
-  ARGV[8]  ms that a run may be ahead by the server's clock: a replica whose own is further ahead has to wait, or no
-           other would have its turn
+  ARGV[1]  The name of the cron job.
+  ARGV[2]  The time in ms for which the run is.
+  ARGV[3]  The id of the job.
+  ARGV[4]  The payload.
+  ARGV[5]  For how many ms the payload is kept.
+  ARGV[6]  The replica, if the run is for its start, or ''.
+  ARGV[7]  Within how many seconds the starts of several replicas count as one.
+  ARGV[8]  How many ms a run may be ahead of the server's clock. A replica whose own clock is further ahead has to wait,
+           or no other replica would ever have a turn.
 
-  Returns 1, or 0 where another replica has done it, -1 where it is too early.
+  Returns 1, or 0 where another replica has enqueued the run, or -1 where it is too early.
 ]]
-local replica = ARGV[6]
+-- include: clock
+local queue, ticks, starts, payload_key, result_key = unpack(KEYS)
+local name, at, id, payload, keep_ms, replica, one_start_s, ahead_ms = unpack(ARGV)
 
 if replica ~= '' then
-  local others = redis.call('SCARD', KEYS[3]) > 0 and redis.call('SISMEMBER', KEYS[3], replica) == 0
-  if not others then -- the first to start, or one that starts again
-    redis.call('DEL', KEYS[3])
+  local others = redis.call('SCARD', starts) > 0 and redis.call('SISMEMBER', starts, replica) == 0
+  if not others then -- this replica is the first to start, or it starts again
+    redis.call('DEL', starts)
   end
-  redis.call('SADD', KEYS[3], replica)
+  redis.call('SADD', starts, replica)
   if others then
     return 0
   end
-  redis.call('EXPIRE', KEYS[3], ARGV[7])
+  redis.call('EXPIRE', starts, one_start_s)
 else
-  local time = redis.call('TIME')
-  if tonumber(ARGV[2]) > time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[8] then
+  if tonumber(at) > now + ahead_ms then
     return -1
   end
-  if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) >= tonumber(ARGV[2]) then
+  if tonumber(redis.call('HGET', ticks, name) or 0) >= tonumber(at) then
     return 0
   end
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+  redis.call('HSET', ticks, name, at)
 end
-if redis.call('EXISTS', KEYS[4], KEYS[5]) == 1 then
+if redis.call('EXISTS', payload_key, result_key) == 1 then
   return 0
 end
-redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[5])
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
+redis.call('SET', payload_key, payload, 'PX', keep_ms)
+redis.call('ZADD', queue, at, id)
 return 1
