@@ -1,7 +1,7 @@
-"""A fast worker for arq's queues that loses no job, and a producer for them; stock arq shares the queues with both.
+"""A fast worker for arq's queues that loses no job, and a producer. Both can share queues with stock arq.
 
-``Worker`` takes the place of ``arq.Worker``, ``Producer`` enqueues, ``Serializer`` writes payloads that carry no code.
-A whole project, with settings, queues and a command line, is described by ``aegis_worker.project.Project``.
+``Worker`` replaces ``arq.Worker``. ``Producer`` enqueues jobs. ``Serializer`` writes payloads that contain no code.
+``aegis_worker.project.Project`` describes a whole project: settings, queues and the class of its workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Settings`` is imported when it is asked for, since it needs pydantic-settings, of the extra ``project``."""
+    """Import ``Settings`` when it is used, because it needs pydantic-settings, which the extra ``project`` installs."""
     if name == "Settings":
         from aegis_worker.settings import Settings
 

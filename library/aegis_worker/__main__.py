@@ -1,4 +1,4 @@
-"""``python -m aegis_worker`` is ``aegis-worker``."""
+"""``python -m aegis_worker`` runs the command line ``aegis-worker``."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Payloads that carry values and no code.
+"""Payloads that contain values and no code.
 
-arq pickles what it sends, and to load a pickle is to run what its writer chose: whoever can write to Redis would own
-every worker. A ``Serializer`` takes pickle's place::
+arq sends pickles, and to load a pickle is to run code that its writer chose. So anybody who can write to Redis can run
+code in every worker. A ``Serializer`` replaces pickle::
 
     serializer = Serializer()
     redis = await create_pool(…, job_serializer=serializer.dumps, job_deserializer=serializer.loads)
 
-This file needs msgspec and nothing else, so that another code base can copy it.
+This file needs only msgspec, so that another code base can copy it.
 
-It carries None, bool, int of any size, float, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time,
-timedelta, UUID, Decimal, exceptions, and the dataclasses and enums that were registered. Each comes back as what it
-was, save that a time zone becomes its offset. What is none of these, a subclass of one included, is refused when it is
-sent: a value that quietly comes back as another type is worse than an error.
+A payload can contain None, bool, int of any size, float, str, bytes, list, tuple, dict, set, frozenset, datetime, date,
+time, timedelta, UUID, Decimal, exceptions, and registered dataclasses and enums. Each value keeps its type. Only a time
+zone changes: it becomes its offset. Other types, also subclasses of these, are refused when they are sent: a value that
+changes its type without notice is worse than an error.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from msgspec import msgpack
 T = TypeVar("T", bound=type)
 Format = Literal["msgpack", "json", "pickle"]
 
-MAX_TRACEBACK = 16_384  #: characters of it that go with an exception, its end
-SIGNED = b"S"  #: the first byte of what is signed; the signature follows, then the payload
+MAX_TRACEBACK = 16_384  #: characters of a traceback that are sent with an exception; its end is kept
+SIGNED = b"S"  #: the first byte of a signed payload; the signature follows, then the payload
 DIGEST_BYTES = 32
-PURPOSE = b"arq payload"  #: no signature that was made with the same key for something else is good here
+PURPOSE = b"arq payload"  #: so that a signature made with the same key for another purpose is not valid here
 
 
 class PayloadError(ValueError):
-    """A value cannot be carried, or a payload is refused; the text says why."""
+    """A value cannot be in a payload, or a payload is refused. The text says why."""
 
 
 class RemoteError(Exception):
-    """Stands for an exception whose class is not known here, or cannot be made of its arguments.
+    """Replaces an exception if its class is not known here, or cannot be called with its arguments.
 
-    :param kind: the class's full name
-    :param text: what the exception said
+    :param kind: the full name of the class
+    :param text: the text of the exception
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -74,39 +74,41 @@ _registered: dict[str, type] = {}
 
 
 def register(cls: T) -> T:
-    """Class decorator: have payloads carry a dataclass, by its ``__init__`` fields, or an enum, by its members' names.
+    """Class decorator: allow a dataclass or an enum in payloads.
 
-    Producers and workers each register a class of the same (qualified) name; it need not be in the same module.
+    A dataclass is sent as its ``__init__`` fields, a member of an enum as its name. Producers and workers each register
+    a class with the same qualified name. It may be in different modules.
 
-    Only registered classes are made, since to make an object is to run its class's code with a stranger's values
-    (``__post_init__``, and later ``__eq__``, ``__del__``, …), and among all the classes of a process are some that
-    delete files or open connections so. Who registers a class says that it takes any values.
+    Register only a class that is safe with any values. To make an object is to run the code of its class, such as
+    ``__post_init__`` and ``__del__``, with the values in the payload. Some classes would delete files or open
+    connections then. So classes that are not registered are refused.
 
-    Raises ``TypeError`` for other classes, ``ValueError`` where the name is taken.
+    Raises ``TypeError`` if the class is neither a dataclass nor an enum, ``ValueError`` if another module has
+    registered the name.
     """
     if not (is_dataclass(cls) or issubclass(cls, Enum)):
         raise TypeError(f"{cls.__qualname__} is neither a dataclass nor an enum")
     known = _registered.setdefault(cls.__qualname__, cls)
     if known.__module__ != cls.__module__:
-        raise ValueError(f"there is a registered class {cls.__qualname__} already, in {known.__module__}")
+        raise ValueError(f"a class {cls.__qualname__} is registered already: that of {known.__module__}")
     _registered[cls.__qualname__] = cls
     return cls
 
 
-def _take_apart(value: Any) -> list[Any]:
+def _encode_registered(value: Any) -> list[Any]:
     cls = type(value)
     name = cls.__qualname__
     if _registered.get(name) is not cls:
         how = ": register it" if is_dataclass(value) or isinstance(value, Enum) else ""
-        raise PayloadError(f"a {cls.__module__}.{name} cannot be carried{how}")
+        raise PayloadError(f"a {cls.__module__}.{name} cannot be in a payload{how}")
     if not isinstance(value, Enum):
         return [name, {field.name: getattr(value, field.name) for field in fields(value) if field.init}]
-    if cls.__members__.get(value.name) is not value:  # a flag that several make up
-        raise PayloadError(f"{value!r} cannot be carried: it is no single member")
+    if cls.__members__.get(value.name) is not value:
+        raise PayloadError(f"{value!r} cannot be in a payload: it combines several members")
     return [name, value.name]
 
 
-def _put_together(parts: list[Any]) -> Any:
+def _decode_registered(parts: list[Any]) -> Any:
     name, content = parts
     cls: Any = _registered.get(name)
     if cls is None:
@@ -125,22 +127,22 @@ def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
     return next(base for base in cls.__mro__ if base in _BUILTIN_ERRORS)
 
 
-def _take_error_apart(error: BaseException, plain: Callable[[Any], Any]) -> list[Any]:
+def _encode_error(error: BaseException, plain: Callable[[Any], Any]) -> list[Any]:
     cls = type(error)
     trace = "".join(traceback.format_exception(error)) if error.__traceback__ or error.__cause__ else ""
     return [cls.__module__, cls.__qualname__, _arguments(error, plain), _text(error), trace[-MAX_TRACEBACK:]]
 
 
 def _arguments(error: BaseException, plain: Callable[[Any], Any]) -> Any:
-    """Return what the other side makes the exception of, None where it would not say there what it says here."""
+    """Return the arguments for the exception's class, or None if no arguments give an exception with the same text."""
     cls = type(error)
-    # Not `args`, which lacks an OSError's file name.
+    # Not `args`: that of an OSError lacks the file name.
     for args in (_builtin_base(cls).__reduce__(error)[1], (_text(error),)):
         try:
             made = _made_error(cls, args)
             if repr(made) and str(made) == str(error):
                 return plain(list(args))
-        except Exception:  # noqa: S112 - any of a stranger's class; the text goes in any case
+        except Exception:  # noqa: S112 - the code of any class; the text is sent in any case
             continue
     return None
 
@@ -152,11 +154,11 @@ def _text(error: BaseException) -> str:
         return f"<str() of a {type(error).__qualname__} failed>"
 
 
-def _put_error_together(parts: list[Any]) -> BaseException:
-    """Make an exception, or a ``RemoteError`` where its class is not here.
+def _decode_error(parts: list[Any]) -> BaseException:
+    """Make an exception, or a ``RemoteError`` if its class is not loaded here.
 
-    Its class has to be here already: an import would run a module of the writer's choice. Only what arq raises again
-    is made: a SystemExit would end the producer.
+    Nothing is imported, because the import would run a module that the writer chose. Only an ``Exception`` or a
+    ``CancelledError`` is made: arq raises the error again, and a SystemExit would end the producer.
     """
     module, name, args, text, trace = parts
     cls = _loaded_class(module, name)
@@ -172,8 +174,10 @@ def _put_error_together(parts: list[Any]) -> BaseException:
 
 
 def _made_error(cls: type[BaseException], args: Iterable[Any]) -> BaseException:
-    """Make an exception without running any code but the built-in exceptions' own: it has its ``args``, and of
-    attributes what the built-in class that it comes of makes of them. Raises ``TypeError`` where they do not fit."""
+    """Make an exception, and run only the code of its built-in base class.
+
+    Raises ``TypeError`` if the base class does not take these arguments.
+    """
     base: Any = _builtin_base(cls)
     error: BaseException = base.__new__(cls, *args)
     base.__init__(error, *args)
@@ -181,9 +185,9 @@ def _made_error(cls: type[BaseException], args: Iterable[Any]) -> BaseException:
 
 
 def _loaded_class(module_name: str, qualified_name: str) -> type | None:
-    """Look a class up and run no code: what a module has may be anything, a proxy that loads when it is touched say."""
+    """Return a class that is loaded, or None. No code runs: an attribute of a module may be a proxy that loads more."""
     module = sys.modules.get(module_name)
-    if type(module) is not ModuleType:  # a lazy one
+    if type(module) is not ModuleType:  # for example a lazy module
         return None
     names: Any = vars(module)
     found: Any = None
@@ -200,19 +204,19 @@ def _loaded_class(module_name: str, qualified_name: str) -> type | None:
 
 def _iso(value: datetime | time) -> str:
     offset = value.utcoffset()
-    if offset and abs(offset) < timedelta(seconds=1):  # CPython reads it as none
-        raise PayloadError(f"{value!r} cannot be carried: its offset is less than a second")
+    if offset and abs(offset) < timedelta(seconds=1):  # CPython would read it as no offset
+        raise PayloadError(f"{value!r} cannot be in a payload: its offset is less than a second")
     return value.isoformat()
 
 
-#: For each type that a format may lack: what it is taken apart into, and how it is put together. The order is the wire
-#: format's. Nothing here allocates more than in proportion to what it is given: `bytes(10**12)`, say, would.
+#: For each type that a format may lack: how it is encoded, and how it is decoded. The order is part of the wire format.
+#: Each decoder allocates memory in proportion to its input: `bytes(10**12)`, for example, would not.
 _PARTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     tuple: (list, tuple),
     dict: (lambda value: [[key, item] for key, item in value.items()], dict),
     set: (list, set),
     frozenset: (list, frozenset),
-    int: (hex, lambda text: int(text, 16)),  # unlike decimals, in linear time
+    int: (hex, lambda text: int(text, 16)),  # in linear time; decimals take longer
     float: (repr, float),
     bytes: (lambda value: b64encode(value).decode(), lambda text: b64decode(text, validate=True)),
     datetime: (_iso, datetime.fromisoformat),
@@ -223,25 +227,25 @@ _PARTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     Decimal: (str, Decimal),
 }
 _TAGS = {cls: cls.__name__.lower() for cls in _PARTS}
-_MAKERS: dict[str, Callable[[Any], Any]] = {"error": _put_error_together, "registered": _put_together}
+_MAKERS: dict[str, Callable[[Any], Any]] = {"error": _decode_error, "registered": _decode_registered}
 _MAKERS |= {_TAGS[cls]: make for cls, (_, make) in _PARTS.items()}
 _INT64 = 1 << 63
 _STR = frozenset({str})
 
 
 class _Values(ABC):
-    """A format that carries values: it knows some types, and the others are tagged."""
+    """A format of values: it knows some types, and the others get a tag."""
 
     known: frozenset[type] = frozenset()
 
     @abstractmethod
     def _tagged(self, tag: str, parts: Any) -> Any:
-        """Return what stands for a value of no known type."""
+        """Return the encoded form of a value whose type the format does not know."""
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return a job or a result made of nothing but what the format knows.
+        """Return a job or a result in types that the format knows.
 
-        Arguments (``a``) are known to be a tuple, and of the rest only they and ``k`` and ``r`` are not arq's own.
+        Only the arguments (``a`` and ``k``) and the result (``r``) can contain other types. ``a`` is a tuple.
         """
         plain = record.copy()
         plain["a"] = [self._plain(item) for item in record["a"]] if record["a"] else []
@@ -257,7 +261,7 @@ class _Values(ABC):
             return value
         if cls is list:
             return [item if type(item) in known else plain(item) for item in value]
-        # A single key that begins with $ is how JSON has tags.
+        # In JSON a dict with a single key that begins with $ is a tag.
         if cls is dict and _STR.issuperset(map(type, value)) and not (len(value) == 1 and next(iter(value))[:1] == "$"):
             return {key: item if type(item) in known else plain(item) for key, item in value.items()}
         if (cls is int and -_INT64 <= value < _INT64) or (cls is float and isfinite(value)):
@@ -265,11 +269,11 @@ class _Values(ABC):
         if parts := _PARTS.get(cls):
             return self._tagged(_TAGS[cls], plain(parts[0](value)))
         if isinstance(value, BaseException) and _registered.get(cls.__qualname__) is not cls:
-            return self._tagged("error", _take_error_apart(value, plain))
-        return self._tagged("registered", plain(_take_apart(value)))
+            return self._tagged("error", _encode_error(value, plain))
+        return self._tagged("registered", plain(_encode_registered(value)))
 
     @staticmethod
-    def _made(tag: str, parts: Any) -> Any:
+    def _decoded(tag: str, parts: Any) -> Any:
         if make := _MAKERS.get(tag):
             return make(parts)
         raise PayloadError(f"unknown tag {tag!r}")
@@ -288,12 +292,12 @@ class _Msgpack(_Values):
         return msgpack.Ext(self._codes[tag], self._encoder.encode(parts))
 
     def _hook(self, code: int, data: memoryview) -> Any:
-        return self._made(self._names.get(code, str(code)), self._decoder.decode(data))
+        return self._decoded(self._names.get(code, str(code)), self._decoder.decode(data))
 
     def encode(self, record: dict[str, Any]) -> bytes:
         try:
             return self._encoder.encode(self._record(record))
-        except OverflowError:  # rare, so that by default not every int has to be looked at
+        except OverflowError:  # rare, so ints are not checked beforehand
             return self._encoder.encode(_WideMsgpack()._record(record))
 
     def decode(self, data: bytes) -> Any:
@@ -301,13 +305,13 @@ class _Msgpack(_Values):
 
 
 class _WideMsgpack(_Msgpack):
-    """Tags ints beyond 64 bits."""
+    """Gives a tag to ints of more than 64 bits."""
 
     known = _Msgpack.known - {int}
 
 
 class _Json(_Values):
-    """Python's own json, since it calls back for each object, which spares a walk through all that was decoded."""
+    """Uses Python's json, because its ``object_hook`` decodes tags without a second pass over the data."""
 
     known = frozenset({type(None), bool, str})
 
@@ -322,7 +326,7 @@ class _Json(_Values):
         if len(value) == 1:
             ((key, parts),) = value.items()
             if key[:1] == "$":
-                return self._made(key[1:], parts)
+                return self._decoded(key[1:], parts)
         return value
 
     def encode(self, record: dict[str, Any]) -> bytes:
@@ -333,7 +337,7 @@ class _Json(_Values):
 
 
 class _Pickle:
-    """arq's own format, for producers and workers that know no other."""
+    """arq's own format, for producers and workers that know no other format."""
 
     @staticmethod
     def encode(record: dict[str, Any]) -> bytes:
@@ -341,7 +345,7 @@ class _Pickle:
 
     @staticmethod
     def decode(data: bytes) -> Any:
-        return pickle.loads(data)  # noqa: S301 - asked for by name
+        return pickle.loads(data)  # noqa: S301 - only if the settings ask for it
 
 
 _FORMATS: dict[Format, Callable[[], _Msgpack | _Json | _Pickle]] = {
@@ -355,18 +359,18 @@ _FIRST_BYTES = {0x80: "pickle", ord("{"): "json", **dict.fromkeys(range(0x81, 0x
 
 
 def _format_of(data: bytes) -> str:
-    """Tell formats apart by the first byte: what arq sends is a map of five to fifteen entries."""
+    """Return the name of a payload's format, by its first byte. Jobs and results are maps of five to fifteen keys."""
     return _FIRST_BYTES.get(data[0], "in no known format") if data else "empty"
 
 
 class Serializer:
     """arq's ``job_serializer`` and ``job_deserializer``, as ``dumps`` and ``loads``.
 
-    :param format: how values are written; whatever comes in another format is refused, not loaded
-    :param signing_keys: the first signs what is sent, and each of them is good for what comes in, so that keys can be
-        changed; where there is one, nothing unsigned is taken. A signature says who wrote a payload, not that
-        it is new: what was signed once can be sent again by who can write to Redis
-    :param max_bytes: of a job's payload; a result is stored with the payload it came of, and may have twice as many
+    :param format: the format; payloads in another format are refused
+    :param signing_keys: the first key signs. Payloads signed with any of the keys are accepted, so that keys can be
+        changed. If there is a key, payloads without a signature are refused. A signature does not show that a payload
+        is new: anybody who can write to Redis can send a signed payload again
+    :param max_bytes: the largest payload of a job; a result, which includes the job's arguments, may have twice as many
     """
 
     def __init__(
@@ -379,8 +383,11 @@ class Serializer:
         self._max_bytes = max_bytes
 
     def dumps(self, record: dict[str, Any]) -> bytes:
-        """Return a job or a result as bytes. Raises ``PayloadError`` where it holds what cannot be carried, or is
-        too large; other errors of encoding pass as they are, as arq catches them all."""
+        """Return a job or a result as bytes.
+
+        Raises ``PayloadError`` if it contains a value that cannot be in a payload, or is too large. Other errors of the
+        encoder are raised as they are: arq catches all of them.
+        """
         data = self._encode(record)
         if self._keys:
             data = SIGNED + _sign(self._keys[0], data) + data
@@ -389,8 +396,10 @@ class Serializer:
         return data
 
     def loads(self, data: bytes) -> dict[str, Any]:
-        """Return the job or the result. Raises ``PayloadError`` where it is refused, other errors where it is
-        damaged; whatever it holds, no code of its writer's choice runs, unless the format is pickle."""
+        """Return the job or the result. It never runs code that the writer chose, unless the format is pickle.
+
+        Raises ``PayloadError`` if it is refused, and other errors if it is damaged.
+        """
         size = len(data)
         if size > self._max_bytes:
             self._check_size(size, True)
@@ -398,7 +407,7 @@ class Serializer:
             data = self._verified(data)
         if (found := _format_of(data)) != self.format:
             what = "a pickle" if found == "pickle" else found
-            raise PayloadError(f"payload is {what}, WORKER_SERIALIZER is {self.format}")
+            raise PayloadError(f"payload is {what}, but WORKER_SERIALIZER is {self.format}")
         record: dict[str, Any] = self._decode(data)
         if size > self._max_bytes:
             self._check_size(size, "r" in record)
@@ -406,15 +415,15 @@ class Serializer:
         return record
 
     def _verified(self, data: bytes) -> bytes:
-        """Return what is signed. Raises ``PayloadError`` where it is not, or by no key of ours."""
+        """Return the payload without its signature. Raises ``PayloadError`` if the signature is missing or not valid."""
         if data[:1] != SIGNED:
-            raise PayloadError("payload is not signed, though there is a WORKER_SIGNING_KEY")
+            raise PayloadError("payload is not signed, but WORKER_SIGNING_KEY is set")
         if not self._keys:
-            raise PayloadError("payload is signed, but there is no WORKER_SIGNING_KEY to check it by")
+            raise PayloadError("payload is signed, but WORKER_SIGNING_KEY is not set, so it cannot be checked")
         start = len(SIGNED) + DIGEST_BYTES
         digest, payload = data[len(SIGNED) : start], data[start:]
         if not any(hmac.compare_digest(digest, _sign(key, payload)) for key in self._keys):
-            raise PayloadError("payload is signed with another key than WORKER_SIGNING_KEY, or was changed")
+            raise PayloadError("payload is signed with a key that is not in WORKER_SIGNING_KEY, or it was changed")
         return payload
 
     def _check_size(self, size: int, is_result: bool) -> None:
@@ -422,7 +431,7 @@ class Serializer:
         if size > limit:
             what = f"result of {size:,} bytes, with the job's arguments," if is_result else f"payload of {size:,} bytes"
             twice = "twice " if is_result else ""
-            raise PayloadError(f"{what} is larger than {limit:,}, {twice}WORKER_MAX_PAYLOAD_BYTES")
+            raise PayloadError(f"{what} is larger than {limit:,} bytes, which is {twice}WORKER_MAX_PAYLOAD_BYTES")
 
 
 def _sign(key: bytes, payload: bytes) -> bytes:

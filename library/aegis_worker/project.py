@@ -1,7 +1,7 @@
-"""A team's project, as the library sees it: its settings, its queues, and the worker that serves each of them.
+"""A project: its settings, its queues, and the class of the workers that serve them.
 
-The library finds a project by the environment variable ``AEGIS_PROJECT``, as Flask finds an application by
-``FLASK_APP``. It names a module, by default ``app.project``, that has a :class:`Project` in its attribute ``project``.
+The environment variable ``AEGIS_PROJECT`` names a module, by default ``app.project``. The attribute ``project`` of this
+module is a :class:`Project`. Flask finds an application in the same way, by ``FLASK_APP``.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ T = TypeVar("T", bound=type)
 VARIABLE = "AEGIS_PROJECT"
 DEFAULT = "app.project"
 
-_NEARLY = 0.8  #: how much alike, from 0 to 1, an unknown attribute and an option are that it is meant for
+_SIMILARITY = 0.8  #: from 0 to 1: how similar an unknown attribute must be to an option, to name it in the warning
 
 
 @dataclass(frozen=True)
 class Project:
-    """What a project consists of, by names that are imported when they are needed.
+    """The parts of a project, by name. They are imported when they are needed.
 
-    :param settings: ``module:attribute`` of the one instance of its settings
-    :param queues: the package with a module for each queue, each with a class ``WorkerSettings``
-    :param worker: ``module:attribute`` of the class that serves the queues, which inherits ``aegis_worker.Worker``
+    :param settings: ``module:attribute`` of the only instance of the settings
+    :param queues: the package that has one module for each queue, with a class ``WorkerSettings``
+    :param worker: ``module:attribute`` of the class that serves the queues, a subclass of ``aegis_worker.Worker``
     """
 
     settings: str
@@ -56,13 +56,13 @@ class Project:
 
     @cached_property
     def config(self) -> Settings:
-        """The project's settings. Raises pydantic's ``ValidationError`` where they are not valid."""
+        """The project's settings. Raises pydantic's ``ValidationError`` if they are not valid."""
         config: Settings = _attribute(self.settings)
         return config
 
     @cached_property
     def _notes(self) -> dict[tuple[str, str], bool]:
-        """By queue and text, what of its ``WorkerSettings`` has no effect, and whether that was logged."""
+        """Warnings about a queue's ``WorkerSettings``: (queue, text), and whether the warning was logged."""
         return {}
 
     def _note(self, queue: str, text: str) -> None:
@@ -76,17 +76,17 @@ class Project:
 
     @cached_property
     def names(self) -> list[str]:
-        """The short names of all queues, sorted: a module that is added to the package is a queue."""
+        """The short names of all queues, sorted. Each module of the package is a queue."""
         return sorted(module.name for module in pkgutil.iter_modules(import_module(self.queues).__path__))
 
     @property
     def served(self) -> list[str]:
-        """The short names of the queues that ``WORKER_QUEUES`` names, or of all."""
+        """The short names of the queues in ``WORKER_QUEUES``, or of all queues if it is not set."""
         return list(self.config.WORKER_QUEUES or self.names)
 
     @property
     def folders(self) -> list[Path]:
-        """The folders with code that a change of makes a running worker old: the project's, and the library's."""
+        """The folders with the code of the project and of the library. When it changes, dev workers restart."""
         top = find_spec(self.queues.partition(".")[0])
         found = list(top.submodule_search_locations or ()) if top else []
         return [*map(Path, found), Path(__file__).parent]
@@ -94,7 +94,7 @@ class Project:
     def load(self, queue: str) -> type:
         """Return the completed ``WorkerSettings`` of a queue, by its short name.
 
-        Raises ``ValueError`` where there is no queue of this name, or its module has no ``WorkerSettings``.
+        Raises ``ValueError`` if there is no such queue, or if its module has no ``WorkerSettings``.
         """
         if queue not in self.names:
             raise ValueError(f"unknown queue {queue!r}: the queues are {', '.join(self.names)}")
@@ -102,16 +102,16 @@ class Project:
         settings_class = getattr(module, "WorkerSettings", None)
         if not isinstance(settings_class, type):
             raise ValueError(f"queue {queue}: {module.__name__} has no class WorkerSettings")
-        return self.complete(queue, settings_class)  # changes nothing where the module has done it
+        return self.complete(queue, settings_class)  # changes nothing if the module has done it
 
     def complete(self, queue: str, settings_class: T) -> T:
-        """Give a ``WorkerSettings`` all that it leaves out, and return it.
+        """Set the attributes that a ``WorkerSettings`` lacks, and return the class.
 
-        What the class says, or inherits, is its default, and ``WORKER_<QUEUE>_…`` variables win over it. What it leaves
-        out comes from the settings that all queues share. All of it is set on the class itself, because arq's own
-        command line reads nothing else.
+        The variables ``WORKER_<QUEUE>_…`` override the attributes of the class, also those that it inherits. Attributes
+        that the class lacks come from the settings that all queues share. All are set on the class itself, because the
+        command line of arq reads only the class.
 
-        Raises ``ValueError`` where the class names another queue than its module.
+        Raises ``ValueError`` if the class names another queue than its module.
         """
         config, queue_name = self.config, keys.QUEUE_PREFIX + queue
         given = attributes(settings_class)
@@ -130,12 +130,12 @@ class Project:
             "allow_abort_jobs": True,
         }
         overrides = config.overrides(queue).model_dump(exclude_none=True)
-        # A health key for each replica, whatever the class says: the first replica that stops deletes one they share.
+        # Each replica has its own health key: the first replica that stops would delete a key that all share.
         own = {"health_check_key": keys.health(queue_name, socket.gethostname())}
-        if (said := given.get("health_check_key", own["health_check_key"])) != own["health_check_key"]:
-            self._note(queue, f"health_check_key {said!r} has no effect, since each replica has a key of its own")
-        if _elsewhere(given.get("redis_settings"), config.redis_settings):
-            self._note(queue, "redis_settings has no effect, since REDIS_URL says where the workers connect")
+        if (health_key := given.get("health_check_key", own["health_check_key"])) != own["health_check_key"]:
+            self._note(queue, f"health_check_key {health_key!r} has no effect: each replica has its own key")
+        if _differs(given.get("redis_settings"), config.redis_settings):
+            self._note(queue, "redis_settings has no effect: the workers connect to REDIS_URL")
         for name, value in (shared | given | own | {key.lower(): value for key, value in overrides.items()}).items():
             setattr(settings_class, name, value)
         return settings_class
@@ -143,21 +143,22 @@ class Project:
     def make_worker(self, queue: str, settings_class: type | None = None, **options: Any) -> Worker:
         """Make the worker of a queue, with the project's pool and settings.
 
-        :param settings_class: what to serve, by default the ``WorkerSettings`` of the queue's module
-        :param options: more arguments of the worker's class, which win over all others
+        :param queue: the short name of the queue
+        :param settings_class: by default the ``WorkerSettings`` of the queue's module
+        :param options: more arguments for the worker's class, which override all others
         """
         config = self.config
         settings_class = self.complete(queue, settings_class) if settings_class else self.load(queue)
         known = parameters(self.worker_class)
         given = attributes(settings_class)
         for name in given.keys() - known:
-            if close := get_close_matches(name.lower(), known, n=1, cutoff=_NEARLY):
-                self._note(queue, f"{name} is no option of a worker and is ignored; is {close[0]} meant?")
+            if close := get_close_matches(name.lower(), known, n=1, cutoff=_SIMILARITY):
+                self._note(queue, f"{name} is not an option of a worker and is ignored: did you mean {close[0]}?")
         for (of, note), logged in self._notes.items():
             if of == queue and not logged:
                 logger.warning("WorkerSettings of %s: %s", queue, note)
                 self._notes[of, note] = True
-        given.pop("health_check_key")  # names this host's first process, for `arq --check`; ours is made of `replica`
+        given.pop("health_check_key")  # is only for `arq --check`; our worker makes its key from `replica`
         shared: dict[str, Any] = {
             "redis_pool": create_pool(config, queue_name=given["queue_name"]),
             "backoff": Backoff(config.WORKER_RETRY_BACKOFF_SECONDS, config.WORKER_RETRY_BACKOFF_MAX_SECONDS),
@@ -171,9 +172,9 @@ class Project:
 
 @cache
 def current() -> Project:
-    """Return the project that ``AEGIS_PROJECT`` names. Raises ``ValueError`` where there is none.
+    """Return the project that ``AEGIS_PROJECT`` names. Raises ``ValueError`` if there is none.
 
-    The working directory is searched too, as arq's own command line does.
+    The module may be in the working directory, as for the command line of arq.
     """
     name = os.environ.get(VARIABLE) or DEFAULT
     if (here := str(Path.cwd())) not in sys.path:
@@ -181,19 +182,21 @@ def current() -> Project:
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):  # a module that the project's own code lacks
+        if error.name is None or not name.startswith(error.name):  # the project's code imports a module that is missing
             raise
-        raise ValueError(f"{VARIABLE}={name}: there is no such module in {here} or on Python's path") from error
+        raise ValueError(f"{VARIABLE}={name}: there is no such module in {here} or in Python's path") from error
     project = getattr(module, "project", None)
     if not isinstance(project, Project):
-        raise ValueError(f"{VARIABLE}={name}: the module has no `project` that is an aegis_worker.project.Project")
+        raise ValueError(f"{VARIABLE}={name}: the module has no aegis_worker.project.Project named `project`")
     return project
 
 
 def configured(queue: str) -> Callable[[T], T]:
-    """Class decorator: complete a ``WorkerSettings`` from the environment, as :meth:`Project.complete` says.
+    """Class decorator: complete a ``WorkerSettings`` with :meth:`Project.complete`.
 
-    Our own workers complete a class that lacks the decorator as well. It is there for arq's own command line.
+    Only the command line of arq needs the decorator. Our own workers complete a class in any case.
+
+    :param queue: the short name of the queue
     """
     return lambda settings_class: current().complete(queue, settings_class)
 
@@ -203,8 +206,8 @@ def _attribute(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _elsewhere(given: RedisSettings | None, ours: RedisSettings) -> bool:
-    """Whether a class's own settings lead to another server or database; what they lack besides is of no matter."""
+def _differs(given: RedisSettings | None, ours: RedisSettings) -> bool:
+    """Return whether the settings of a class name another server or another database."""
     if given is None:
         return False
 

@@ -1,9 +1,9 @@
-"""The settings of a project: read from the environment, and checked all at once.
+"""The settings of a project. They are read from the environment and checked all at once.
 
-A project makes its own class of :class:`Settings`, adds fields, and makes one instance of it. Inside a container the
-values come from the environment that Compose sets out of ``env/*.env``, and secrets from the files in ``/run/secrets``.
-Outside a container a project that calls :func:`checkout` reads the same ``env/*.env`` files and ``secrets/<ENV>/``
-directly, and ``REDIS_URL_LOCAL``, or localhost at ``REDIS_PORT``, takes the place of ``REDIS_URL``.
+A project makes a subclass of :class:`Settings`, adds fields, and makes one instance. In a container the values come
+from environment variables, which Compose sets from ``env/*.env``. Secrets come from the files in ``/run/secrets``.
+Outside a container, a project that calls :func:`checkout` reads ``env/*.env`` and ``secrets/<ENV>/`` itself. There
+``REDIS_URL_LOCAL``, or localhost with ``REDIS_PORT``, replaces ``REDIS_URL``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ except ModuleNotFoundError as error:
         raise ModuleNotFoundError(explained, name=error.name) from error
     raise
 
-IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"  #: as our image says
+IN_CONTAINER = os.environ.get("IN_CONTAINER") == "1"  #: our image sets it
 
-#: Seconds after the drain: up to 10 for cancelled jobs to clean up and for what is left to reach Redis, the rest for
-#: the worker's own `shutdown`.
+#: Seconds that a stop needs after the drain. In up to 10 of them cancelled jobs clean up, and their ends are stored.
+#: The rest is for the worker's `shutdown`.
 STOP_MARGIN_S = 12
 _RUN_SECRETS = Path("/run/secrets")
 _KEY_CHARACTERS = 32
@@ -49,9 +49,11 @@ def _sources(env_files: tuple[Path, ...], secrets: Path) -> SettingsConfigDict:
 
 
 def checkout(root: Path) -> SettingsConfigDict:
-    """Return the ``model_config`` of a project's settings, whose checkout has ``env/`` and ``secrets/`` in ``root``.
+    """Return the ``model_config`` for the settings of a project.
 
     Outside a container the variable ``ENV``, by default ``dev``, names the environment whose files are read.
+
+    :param root: the folder of the checkout, which contains ``env/`` and ``secrets/``
     """
     if IN_CONTAINER:
         return _sources((), _RUN_SECRETS)
@@ -62,112 +64,119 @@ def checkout(root: Path) -> SettingsConfigDict:
 
 
 class QueueOverrides(BaseSettings):
-    """``WORKER_<QUEUE>_…``: what the environment changes of one queue's own settings."""
+    """The variables ``WORKER_<QUEUE>_…``, which override the settings of one queue."""
 
     model_config = _sources((), _RUN_SECRETS)
 
     MAX_JOBS: PositiveInt | None = Field(None, description="jobs that one process runs at a time")
-    JOB_TIMEOUT: PositiveInt | None = Field(None, description="seconds a job may run before it is cancelled")
-    KEEP_RESULT: NonNegativeInt | None = Field(None, description="seconds a result is kept; 0 keeps none")
-    MAX_TRIES: PositiveInt | None = Field(None, description="tries before a failing job is given up")
+    JOB_TIMEOUT: PositiveInt | None = Field(None, description="seconds that a job may run before it is cancelled")
+    KEEP_RESULT: NonNegativeInt | None = Field(None, description="seconds that a result is kept; 0 keeps none")
+    MAX_TRIES: PositiveInt | None = Field(None, description="tries of a job that fails, the first one included")
     RATE_LIMIT: str | None = Field(
         None,
         pattern="^[1-9][0-9]*/[smh]$",
-        description="jobs that begin in a second, a minute or an hour, over all replicas: `10/s`, `300/m`, `5/h`",
+        description="most jobs that begin in a second, a minute or an hour, over all replicas: `10/s`, `300/m`, `5/h`",
     )
-    GLOBAL_CONCURRENCY: PositiveInt | None = Field(None, description="jobs that run at a time, over all replicas")
+    GLOBAL_CONCURRENCY: PositiveInt | None = Field(None, description="most jobs that run at a time, over all replicas")
 
 
 class Settings(BaseSettings):
-    """What the library reads of a project's settings; a project adds fields of its own in a class that inherits."""
+    """The settings that the library reads. A project adds its own fields in a subclass."""
 
     model_config = _sources((), _RUN_SECRETS)
 
-    ENVIRONMENT: str = Field("development", description="name of the environment, for tasks and queues to read")
+    ENVIRONMENT: str = Field("development", description="name of the environment, which tasks and queues can read")
     APP_VERSION: str = Field("dev", description="tag of the image, and the version that `make health` shows")
     APP_ENV: Literal["dev", "prod"] = Field("prod", description="`dev`: the worker restarts when code changes")
-    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
-    LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` to read, `json` to collect")
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
+    LOG_FORMAT: Literal["text", "json"] = Field("json", description="`text` for people, `json` for log collectors")
 
-    REDIS_URL: str = Field("redis://localhost:6379", description="Redis, as containers reach it")
+    REDIS_URL: str = Field("redis://localhost:6379", description="URL of Redis for containers")
     REDIS_URL_LOCAL: str | None = Field(
         None,
-        description="Redis, as the CLI reaches it outside a container; unset: `REDIS_PORT` of localhost or `REDIS_URL`",
+        description="URL of Redis outside a container, for example for the CLI; unset: localhost with `REDIS_PORT`, or "
+        "`REDIS_URL`",
     )
     REDIS_PORT: int | None = Field(
         None, ge=1, le=65535, description="port on 127.0.0.1 that `compose/dev.yml` publishes"
     )
     REDIS_DB: NonNegativeInt = Field(0, description="database number")
-    REDIS_USERNAME: str | None = Field(None, description="ACL user; unset is Redis's `default` user")
+    REDIS_USERNAME: str | None = Field(None, description="ACL user; unset: Redis's user `default`")
     REDIS_PASSWORD: SecretStr | None = Field(
-        None, description="a file, `secrets/<ENV>/redis_password`, made by the first `make up`; not for env files"
+        None, description="a file, `secrets/<ENV>/redis_password`, which the first `make up` makes; not for env files"
     )
-    REDIS_MAX_CONNECTIONS: PositiveInt = Field(100, description="connections in a process's pool")
+    REDIS_MAX_CONNECTIONS: PositiveInt = Field(100, description="most connections in the pool of a process")
     REDIS_CONNECTION_TIMEOUT: PositiveInt = Field(5, description="seconds to wait for a connection")
     REDIS_SOCKET_TIMEOUT: PositiveInt = Field(10, description="seconds to wait for a reply")
     REDIS_SOCKET_KEEPALIVE: bool = Field(True, description="TCP keepalive on each connection")
     REDIS_SOCKET_KEEPALIVE_OPTIONS: dict[str, PositiveInt] = Field(
         {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3},
-        description="JSON: seconds idle before a probe, seconds between probes, probes before the end",
+        description="JSON: idle seconds before the first probe, seconds between probes, probes before the connection "
+        "is closed",
     )
-    REDIS_SSL: bool = Field(False, description="TLS, as `rediss://` in the URL also asks for")
+    REDIS_SSL: bool = Field(False, description="use TLS; a URL that begins with `rediss://` uses it, too")
     REDIS_SSL_CERT_REQS: Literal["required", "optional", "none"] = Field(
         "required", description="how the server's certificate is checked"
     )
-    REDIS_SSL_CHECK_HOSTNAME: bool = Field(True, description="the certificate must carry the host's name")
+    REDIS_SSL_CHECK_HOSTNAME: bool = Field(True, description="the certificate must contain the host's name")
     REDIS_SSL_CA_CERTS: Path | None = Field(
-        None, description="file with the CA that signed the server's; unset: `redis_ca.crt`"
+        None, description="file with the CA that signed the server's certificate; unset: the secret `redis_ca.crt`"
     )
     REDIS_SSL_CERTFILE: Path | None = Field(
-        None, description="file with the client's certificate; unset: `redis_client.crt`"
+        None, description="file with the client's certificate; unset: the secret `redis_client.crt`"
     )
-    REDIS_SSL_KEYFILE: Path | None = Field(None, description="file with the client's key; unset: `redis_client.key`")
+    REDIS_SSL_KEYFILE: Path | None = Field(
+        None, description="file with the client's key; unset: the secret `redis_client.key`"
+    )
 
     WORKER_QUEUES: Annotated[tuple[str, ...] | None, NoDecode] = Field(
-        None, min_length=1, description="queues that the `worker` service serves, by comma; unset: all of them"
+        None, min_length=1, description="queues that the service `worker` serves, with commas; unset: all of them"
     )
     WORKER_PROCESSES: PositiveInt = Field(1, description="processes for each queue in each replica")
     WORKER_SERIALIZER: Format = Field(
         "msgpack",
-        description="how jobs and results are written: `msgpack`, `json`, or `pickle`, arq's own, which lets whoever "
-        "can write to Redis run code in every worker; what comes in another one is refused",
+        description="format of jobs and results: `msgpack`, `json`, or arq's own `pickle`, with which anybody who can "
+        "write to Redis can run code in every worker; payloads in another format are refused",
     )
     WORKER_SIGNING_KEY: SecretStr | None = Field(
         None,
-        description="a file, `secrets/<ENV>/worker_signing_key`, empty for none: one key a line; the first signs jobs "
-        "and results, each is good for what comes in; not for env files",
+        description="a file, `secrets/<ENV>/worker_signing_key`, with one key a line, or empty for none; the first key "
+        "signs jobs and results, and payloads signed with any of the keys are accepted; not for env files",
     )
     WORKER_MAX_PAYLOAD_BYTES: int = Field(
         1_048_576,
         ge=4096,
-        description="most bytes of a job's payload; its result, payload included, may have twice as many",
+        description="most bytes of a job's payload; a result, which includes the job's arguments, may have twice as "
+        "many",
     )
-    WORKER_KEEP_RESULT_SECONDS: NonNegativeInt = Field(3600, description="seconds a result is kept")
-    WORKER_MAX_TRIES: PositiveInt = Field(3, description="tries before a failing job is given up")
+    WORKER_KEEP_RESULT_SECONDS: NonNegativeInt = Field(3600, description="seconds that a result is kept")
+    WORKER_MAX_TRIES: PositiveInt = Field(3, description="tries of a job that fails, the first one included")
     WORKER_RETRY_BACKOFF_SECONDS: PositiveInt = Field(
         1,
-        description="longest wait before the second try, in seconds; doubled for each later one. The wait itself is "
-        "random, from 0 to that",
+        description="longest wait before the second try, in seconds; it doubles with each later try. The wait itself "
+        "is random, from 0 to that limit",
     )
-    WORKER_RETRY_BACKOFF_MAX_SECONDS: PositiveInt = Field(300, description="most seconds that wait is ever")
+    WORKER_RETRY_BACKOFF_MAX_SECONDS: PositiveInt = Field(
+        300, description="the longest wait before any try, in seconds"
+    )
     WORKER_JOB_COMPLETION_WAIT: NonNegativeInt = Field(
         30, description="drain: seconds that running jobs have to finish after SIGTERM"
     )
     WORKER_STOP_GRACE_SECONDS: PositiveInt = Field(
         45,
-        description=f"seconds from SIGTERM until Docker kills; at least {STOP_MARGIN_S} more than the drain, in which "
-        "jobs go back and `shutdown` runs",
+        description="seconds from SIGTERM until Docker kills the container; at least "
+        f"{STOP_MARGIN_S} more than the drain, because then jobs go back to the queue and `shutdown` runs",
     )
     WORKER_LEASE_SECONDS: PositiveInt = Field(
-        12, ge=3, description="seconds until other workers claim the jobs of one that died"
+        12, ge=3, description="seconds until other workers claim the jobs of a worker that died"
     )
     WORKER_BLOCKED_LOG_SECONDS: PositiveInt = Field(
-        2, description="seconds until an event loop that does not turn has its stack logged"
+        2, description="seconds until the stack of a blocked event loop is logged"
     )
     WORKER_BLOCKED_EXIT_SECONDS: PositiveInt = Field(
-        120, description="seconds until one ends its process, to be started anew"
+        120, description="seconds until the process of a blocked event loop ends; then its container starts again"
     )
-    WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a replica")
+    WORKER_HEALTH_CHECK_INTERVAL: PositiveInt = Field(10, description="seconds between two health records of a process")
 
     @field_validator("WORKER_QUEUES", mode="before")
     @classmethod
@@ -177,7 +186,7 @@ class Settings(BaseSettings):
     @field_validator("REDIS_SOCKET_KEEPALIVE_OPTIONS")
     @classmethod
     def _known_by_name(cls, value: dict[str, int]) -> dict[str, int]:
-        # Numbers would be read as other options: on Linux 1, 2 and 3 are NODELAY, MAXSEG and CORK.
+        # Numbers would mean other options: on Linux 1, 2 and 3 are NODELAY, MAXSEG and CORK.
         if unknown := [name for name in value if name not in _KEEPALIVE_OPTIONS]:
             raise ValueError(f"unknown option {', '.join(unknown)}: the names are {', '.join(_KEEPALIVE_OPTIONS)}")
         return value
@@ -189,8 +198,9 @@ class Settings(BaseSettings):
         if least > self.WORKER_STOP_GRACE_SECONDS:
             problems.append(
                 f"WORKER_JOB_COMPLETION_WAIT={self.WORKER_JOB_COMPLETION_WAIT} must be less than "
-                f"WORKER_STOP_GRACE_SECONDS={self.WORKER_STOP_GRACE_SECONDS} by {STOP_MARGIN_S} s, or Docker kills a "
-                f"worker that has yet to give jobs back and shut down: set WORKER_STOP_GRACE_SECONDS={least} or more"
+                f"WORKER_STOP_GRACE_SECONDS={self.WORKER_STOP_GRACE_SECONDS} by {STOP_MARGIN_S} s. Else Docker kills a "
+                "worker before it has given its jobs back and shut down: set "
+                f"WORKER_STOP_GRACE_SECONDS={least} or more"
             )
         if self.WORKER_RETRY_BACKOFF_SECONDS > self.WORKER_RETRY_BACKOFF_MAX_SECONDS:
             problems.append(
@@ -200,10 +210,11 @@ class Settings(BaseSettings):
         if self.WORKER_BLOCKED_LOG_SECONDS >= self.WORKER_BLOCKED_EXIT_SECONDS:
             problems.append(
                 f"WORKER_BLOCKED_LOG_SECONDS={self.WORKER_BLOCKED_LOG_SECONDS} must be less than "
-                f"WORKER_BLOCKED_EXIT_SECONDS={self.WORKER_BLOCKED_EXIT_SECONDS}, or no stack is logged before the end"
+                f"WORKER_BLOCKED_EXIT_SECONDS={self.WORKER_BLOCKED_EXIT_SECONDS}. Else the process ends before the "
+                "stack is logged"
             )
         if any(len(key) < _KEY_CHARACTERS for key in self._signing_keys):
-            problems.append(f"WORKER_SIGNING_KEY: each key, one a line, needs {_KEY_CHARACTERS} characters or more")
+            problems.append(f"WORKER_SIGNING_KEY: each line is a key and needs at least {_KEY_CHARACTERS} characters")
         for name in ("REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"):
             if (file := getattr(self, name)) and not file.is_file():
                 problems.append(f"{name}={file}: there is no such file")
@@ -217,24 +228,25 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> Path | None:
-        """The folder with a file for each secret, where there is one."""
+        """The folder that has a file for each secret, or None."""
         folder = self.model_config.get("secrets_dir")
         return folder if isinstance(folder, Path) else None
 
     def _file(self, given: Path | None, secret: str) -> str | None:
-        """Return the path that a setting gives, else the secret of that name where there is one."""
-        if given is None and self.secrets and (self.secrets / secret).is_file():  # without TLS it is /dev/null
+        """Return the path in a setting, or else the secret of this name, or None if neither exists."""
+        if given is None and self.secrets and (self.secrets / secret).is_file():  # without TLS the secret is /dev/null
             given = self.secrets / secret
         return str(given) if given else None
 
     @property
     def redis_settings(self) -> RedisSettings:
-        """Where Redis is and how to log in, as arq knows it.
+        """The address of Redis and the login, in arq's form. Raises ``ValueError`` if the URL is not valid.
 
-        User and password in the URL win over ``REDIS_USERNAME`` and ``REDIS_PASSWORD``; the database is
-        ``REDIS_DB``, and a URL that names another one is an error. Not ``RedisSettings.from_dsn``: that leaves
-        a password percent-encoded, drops TLS options and fails on a trailing slash.
+        A user and a password in the URL override ``REDIS_USERNAME`` and ``REDIS_PASSWORD``. The database is
+        ``REDIS_DB``, and a URL that names another one is an error.
         """
+        # Not RedisSettings.from_dsn: it leaves a password percent-encoded, drops TLS options, and fails on a slash at
+        # the end.
         name, text = "REDIS_URL", self.REDIS_URL
         if not IN_CONTAINER and self.REDIS_URL_LOCAL:
             name, text = "REDIS_URL_LOCAL", self.REDIS_URL_LOCAL
@@ -242,14 +254,16 @@ class Settings(BaseSettings):
             name, text = "REDIS_PORT", f"redis://localhost:{self.REDIS_PORT}"
         url = urlsplit(text)
         if url.scheme not in ("redis", "rediss", "unix") or url.query or url.fragment:
-            raise ValueError(f"{name} must be redis://, rediss:// or unix://, with no query; options have variables")
+            raise ValueError(
+                f"{name} must begin with redis://, rediss:// or unix:// and have no query: options have variables"
+            )
         database = url.path.strip("/") if url.scheme != "unix" else ""
         if database and database != str(self.REDIS_DB):
-            raise ValueError(f"{name} names database {database} but REDIS_DB={self.REDIS_DB}: keep one of the two")
+            raise ValueError(f"{name} names database {database}, but REDIS_DB={self.REDIS_DB}: keep one of the two")
         try:
             port = url.port or 6379
         except ValueError:
-            raise ValueError(f"{name} has a port that is no number from 1 to 65535") from None
+            raise ValueError(f"the port in {name} is not a number from 1 to 65535") from None
         password = self.REDIS_PASSWORD.get_secret_value() if self.REDIS_PASSWORD else None
         return RedisSettings(
             host=url.hostname or "localhost",
@@ -270,7 +284,7 @@ class Settings(BaseSettings):
 
     @property
     def serializer(self) -> Serializer:
-        """How jobs and results are written and read, by producers, workers and the CLI alike."""
+        """The serializer that producers, workers and the CLI use for jobs and results."""
         return Serializer(
             self.WORKER_SERIALIZER, signing_keys=self._signing_keys, max_bytes=self.WORKER_MAX_PAYLOAD_BYTES
         )
@@ -281,12 +295,15 @@ class Settings(BaseSettings):
 
     @property
     def keepalive_options(self) -> dict[int, int]:
-        """``REDIS_SOCKET_KEEPALIVE_OPTIONS`` by this platform's numbers; names it does not have are left out."""
+        """``REDIS_SOCKET_KEEPALIVE_OPTIONS`` with the numbers of this platform. Options that it lacks are left out."""
         options = self.REDIS_SOCKET_KEEPALIVE_OPTIONS.items()
         return {getattr(socket, name): value for name, value in options if hasattr(socket, name)}
 
     def overrides(self, queue: str) -> QueueOverrides:
-        """Return what ``WORKER_<QUEUE>_…`` variables say about one queue, by its short name."""
+        """Return the values of the variables ``WORKER_<QUEUE>_…``. Raises ``ValidationError`` if one is not valid.
+
+        :param queue: the short name of the queue
+        """
         return QueueOverrides(
             _env_prefix=f"WORKER_{queue.upper()}_",
             _env_file=self.model_config.get("env_file"),

@@ -1,4 +1,4 @@
-"""Text from outside, on its way to a terminal."""
+"""Makes text from outside safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    """Return text with all that a terminal acts upon, or does not show, as ``\\uXXXX``, save what is in ``keep``."""
+    """Return text with control characters and invisible characters as ``\\uXXXX``, except those in ``keep``."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)

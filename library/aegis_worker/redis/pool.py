@@ -1,4 +1,4 @@
-"""The one place that connects to Redis."""
+"""Makes the pools that connect to Redis, and explains their errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aegis_worker.settings import Settings
 
 
 class FileLogin(CredentialProvider):
-    """Reads the password anew for each connection, so that it can be changed while workers run."""
+    """Reads the password from its file for each connection, so that it can be changed while workers run."""
 
     def __init__(self, username: str | None, file: Path) -> None:
         self._username = username
@@ -30,12 +30,12 @@ class FileLogin(CredentialProvider):
 
 
 def create_pool(config: Settings, *, queue_name: str | None = None) -> ArqRedis:
-    """Return a client that honours every ``REDIS_…`` setting, and writes jobs as the settings say; it connects when
-    first used.
+    """Return a client that uses the ``REDIS_…`` settings and the project's serializer. It connects when it is used.
 
-    The pool blocks when all its connections are taken, for up to ``REDIS_CONNECTION_TIMEOUT`` seconds: arq's own
-    raises "Too many connections" at once, which ends its worker. ``queue_name`` is where ``enqueue_job`` sends
-    jobs that name no queue.
+    When all connections of the pool are in use, a call waits for up to ``REDIS_CONNECTION_TIMEOUT`` seconds. The pool
+    of arq raises "Too many connections" at once, which ends a worker.
+
+    :param queue_name: the queue of jobs that name none, such as ``arq:queue:media``
     """
     where = config.redis_settings
     options: dict[str, Any] = {
@@ -48,7 +48,7 @@ def create_pool(config: Settings, *, queue_name: str | None = None) -> ArqRedis:
         "timeout": config.REDIS_CONNECTION_TIMEOUT,
     }
     file = config.secrets / "redis_password" if config.secrets else None
-    if file and file.exists() and file.read_text().strip() == where.password:  # not one out of REDIS_URL or a variable
+    if file and file.exists() and file.read_text().strip() == where.password:  # else it comes from REDIS_URL or a variable
         options["credential_provider"] = FileLogin(where.username, file)
     else:
         options |= {"username": where.username, "password": where.password}
@@ -74,29 +74,30 @@ def create_pool(config: Settings, *, queue_name: str | None = None) -> ArqRedis:
 
 
 def explain(error: Exception, config: Settings) -> str:
-    """Say in one line, without a secret, what went wrong between us and Redis and what to look at."""
+    """Return one line, without a secret, that says what went wrong with Redis and what to check."""
     where = config.redis_settings
     server = where.unix_socket_path or f"{where.host}:{where.port}"
     if isinstance(error, AuthenticationError):
         return f"Redis at {server} refuses the login: check REDIS_USERNAME and secrets/<ENV>/redis_password ({error})"
     if isinstance(error, NoPermissionError):
-        return f"Redis at {server} does not let the user {where.username or 'default'} do this: {error}"
+        return f"Redis at {server} does not permit this to the user {where.username or 'default'}: {error}"
     if isinstance(error, RedisError | OSError) and (cause := tls.find_error(error)):
         return f"Redis at {server}: {tls.explain(cause, str(where.host))} ({cause})"
     if isinstance(error, OutOfMemoryError):
         return f"Redis at {server} is full: raise REDIS_MAXMEMORY and REDIS_MEMORY_LIMIT, or empty a queue ({error})"
     if isinstance(error, ResponseError):
-        return f"Redis at {server} refuses: {error}"
+        return f"Redis at {server} refuses this: {error}"
     if isinstance(error, RedisError | OSError):
-        return f"Redis at {server} is out of reach{' by TLS' if where.ssl else ''}: {error or type(error).__name__}"
+        by_tls = " by TLS" if where.ssl else ""
+        return f"Redis at {server} cannot be reached{by_tls}: {error or type(error).__name__}"
     return str(error)
 
 
 async def check(pool: ArqRedis) -> None:
-    """Make sure that Redis answers and keeps what it is given.
+    """Check that Redis answers, and that it does not drop jobs when its memory is full.
 
-    Raises ``RedisError`` or ``OSError`` where it does not answer, ``ValueError`` where it would evict queued jobs
-    under memory pressure: every policy but ``noeviction`` does, ``volatile-*`` too, as payloads have a time to live.
+    Raises ``RedisError`` or ``OSError`` if it does not answer, ``ValueError`` if it has another policy than
+    ``noeviction``. The policies ``volatile-*`` drop jobs, too, because payloads have a time to live.
     """
     memory = await pool.info("memory")
     policy = memory["maxmemory_policy"]

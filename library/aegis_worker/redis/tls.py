@@ -1,4 +1,4 @@
-"""TLS to Redis: the context of its connections, and what its errors mean."""
+"""TLS to Redis: the SSL context of the connections, and explanations of TLS errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OTHER_NAME = (62, 64)
 
 
 class Contexts:
-    """Gives the context to connect with: the same one until a certificate is renewed.
+    """Gives the SSL context for connections. It is the same one until a certificate is renewed.
 
-    redis-py makes one for each connection, and has each read the system's CAs as well. That is 17 ms that the loop
-    stands still, a hundred times over when a hundred jobs want a connection at once.
+    redis-py makes a context for each connection, and each one reads the CAs of the system. This blocks the event loop
+    for 17 ms, and a hundred times as long when a hundred jobs connect at once.
 
-    :param where: where it has a CA, no other is trusted, the system's neither
+    :param where: the settings; if they name a CA, only that CA is trusted, and not those of the system
     """
 
     def __init__(self, where: RedisSettings) -> None:
@@ -28,7 +28,7 @@ class Contexts:
         self._made: tuple[object, ssl.SSLContext] | None = None
 
     def get(self) -> ssl.SSLContext:
-        """Return it; raises ``OSError`` where a file cannot be read, or is no certificate."""
+        """Return the context. Raises ``OSError`` if a file cannot be read, or is not a certificate or a key."""
         where = self._where
         files = (where.ssl_ca_certs, where.ssl_certfile, where.ssl_keyfile)
         state = [(status.st_ino, status.st_mtime_ns) for status in map(os.stat, filter(None, files))]
@@ -48,29 +48,29 @@ class Contexts:
 
 
 class TLSConnection(SSLConnection):
-    """redis-py's connection, with one of our contexts."""
+    """A TLS connection of redis-py that uses ``Contexts``."""
 
     def __init__(self, *, contexts: Contexts, **options: Any) -> None:
         super().__init__(**options)
-        self.ssl_context = contexts  # type: ignore[assignment]  # of which redis-py calls `get` alone
+        self.ssl_context = contexts  # type: ignore[assignment]  # redis-py calls only its `get`
 
 
 def find_error(error: BaseException | None) -> ssl.SSLError | None:
-    """What TLS said, somewhere below the error that the client makes of it."""
+    """Return the TLS error among the causes of an error, or None."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def explain(error: ssl.SSLError, host: str) -> str:
-    """Say in a line what is wrong between us and the server, and what to look at."""
+    """Return a text that says what is wrong with the TLS connection, and what to check."""
     code = getattr(error, "verify_code", None)
     if code in _EXPIRED:
         return "its certificate has expired: `make certs` renews it"
     if code in _UNKNOWN_CA:
-        return "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS (secrets/<ENV>/redis_ca.crt)"
+        return "its certificate is signed by a CA that is not in REDIS_SSL_CA_CERTS (secrets/<ENV>/redis_ca.crt)"
     if code in _OTHER_NAME:
         return f"its certificate is not for {host}: add the name to REDIS_TLS_NAMES, then `make certs`"
     if error.reason == "WRONG_VERSION_NUMBER":
         return "it does not speak TLS: check REDIS_SSL"
-    return "it refuses us by TLS: check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE"
+    return "it rejects our TLS connection: check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE"

@@ -1,8 +1,8 @@
-"""A connection that is quick: replies are parsed as they arrive, and calls follow each other without waiting.
+"""A fast connection to Redis: calls are pipelined, and replies are parsed as they arrive.
 
-redis-py's asyncio clients borrow a connection for each command, look whether it lives, send in a task with a time-out
-and read from a stream with another, which takes longer than Redis does. Here they only make the connection: login,
-TLS, database and retries are theirs, then its transport speaks to us.
+For each command, an asyncio client of redis-py borrows a connection from its pool, checks it, and sends and reads in
+tasks with time-outs. This takes longer than Redis needs for the command. Here redis-py only makes the connection, with
+login, TLS, database and retries. Then this module uses its transport directly.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from redis.exceptions import ConnectionError, InvalidResponse, ReadOnlyError, Re
 
 from aegis_worker.redis import connection
 
-NOTHING = object()  #: what the parser gives while a reply is not whole
+NOTHING = object()  #: the parser returns it while a reply is not complete
 
 Field = bytes | str | int | float
 Command = Sequence[Field]
-Heard = Callable[[bytes, bytes], None]  #: given a channel, and a message
+OnMessage = Callable[[bytes, bytes], None]  #: gets a channel and a message
 
 
 class Wire:
-    """Calls Redis over one connection, which is made when it is needed, and again after it was lost.
+    """Calls Redis over one connection. It connects when it is used, and again after the connection was lost.
 
-    As RESP3 does, it carries messages of channels among the replies: after ``SUBSCRIBE`` has been answered, none is
-    missed until ``lost`` is called. Each channel has to be subscribed to by a call of its own.
+    The connection uses RESP3, so it also receives messages of channels. From the reply to ``SUBSCRIBE`` until
+    ``on_lost`` is called, no message is missed. Each channel needs its own call of ``SUBSCRIBE``.
 
-    :param pool: how to connect; its ``socket_timeout``, or 10 s, is how long a reply may take
-    :param timeout_s: if that is to be less
-    :param heard: called with each message
-    :param lost: called when the connection breaks
+    :param pool: its options are used to connect; its ``socket_timeout``, or 10 s, limits the wait for a reply
+    :param timeout_s: a shorter limit
+    :param on_message: called with each message
+    :param on_lost: called when the connection breaks
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Wire:
         pool: ConnectionPool,
         *,
         timeout_s: float = inf,
-        heard: Heard | None = None,
-        lost: Callable[[], None] | None = None,
+        on_message: OnMessage | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         self._connection_class = pool.connection_class
         given = pool.connection_kwargs
@@ -55,27 +55,29 @@ class Wire:
             "protocol": 3,
             "socket_timeout": self._timeout_s,
             "socket_connect_timeout": min(timeout_s, given.get("socket_connect_timeout") or self._timeout_s),
-            "health_check_interval": 0,  # redis-py would ask for its first PING before it has logged in
+            "health_check_interval": 0,  # else redis-py sends a PING before the login
         }
-        self._heard = heard
-        self._lost = lost
+        self._on_message = on_message
+        self._on_lost = on_lost
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
 
     @property
-    def owed(self) -> bool:
-        """Whether a reply is still to come."""
-        return self._link is not None and self._link.owed
+    def pending(self) -> bool:
+        """Whether a command was sent and its reply has not come yet."""
+        return self._link is not None and self._link.pending
 
     async def call(self, *command: Field) -> Any:
-        """Return Redis's reply to a command. Raises what redis-py raises."""
+        """Return the reply of Redis to a command. Raises redis-py's errors."""
         (reply,) = await self.calls(command)
         return reply
 
     async def calls(self, *commands: Command, more_s: float = 0) -> list[Any]:
-        """Send commands in one breath; return the replies. Raises what the last one's is, others' errors are returned.
+        """Send commands together, and return their replies.
 
-        :param more_s: how much longer than usual that may take
+        An error of the last command is raised. Errors of the other commands are returned as their replies.
+
+        :param more_s: seconds that are added to the usual time limit
         """
         link = self._link
         if link is None or link.error:
@@ -88,41 +90,41 @@ class Wire:
     async def _connect(self) -> _Link:
         made = self._connection_class(**self._options)
         await made.connect()  # type: ignore[no-untyped-call]
-        return _Link(made, self._heard, self._lost)
+        return _Link(made, self._on_message, self._on_lost)
 
     def close(self, error: Exception | None = None) -> None:
-        """Close the connection, if there is one; what is under way fails with ``error``, and ``lost`` is not called."""
+        """Close the connection, if there is one. Pending calls fail with ``error``. ``on_lost`` is not called."""
         if self._link:
-            self._link.close(error or ConnectionError("closed by us"))
+            self._link.close(error or ConnectionError("we closed the connection"))
 
 
 class _Link(asyncio.Protocol):
-    """A connection that was made; ``error`` says why it is over."""
+    """An open connection. When it is closed, ``error`` says why."""
 
     def __init__(
         self,
         made: AbstractConnection,
-        heard: Heard | None,
-        lost: Callable[[], None] | None,
+        on_message: OnMessage | None,
+        on_lost: Callable[[], None] | None,
     ) -> None:
         self.error: Exception | None = None
-        self._heard = heard
-        self._lost = lost
+        self._on_message = on_message
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._replies: deque[asyncio.Future[Any]] = deque()  # that are to come
+        self._replies: deque[asyncio.Future[Any]] = deque()  # of the commands that were sent
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
         )
         reader = cast(asyncio.StreamReader, made._reader)
-        self._writer = cast(asyncio.StreamWriter, made._writer)  # which closes its transport when it goes
+        self._writer = cast(asyncio.StreamWriter, made._writer)  # kept, because it closes its transport when it is deleted
         made._reader = made._writer = None
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
-        if reader.at_eof():  # nobody will be told a second time
+        if reader.at_eof():  # asyncio reports the end only once
             self.connection_lost(None)
 
     @property
-    def owed(self) -> bool:
+    def pending(self) -> bool:
         return bool(self._replies)
 
     async def calls(self, commands: Sequence[Command], within_s: float) -> list[Any]:
@@ -131,7 +133,7 @@ class _Link(asyncio.Protocol):
         if self.error:
             raise self.error
         packed = b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
-        replies = [self._loop.create_future() for _ in commands]  # not before: what cannot be packed has no reply
+        replies = [self._loop.create_future() for _ in commands]  # not before: a command that cannot be packed gets no reply
         self._replies += replies
         self._transport.write(packed)
         timer = self._loop.call_later(within_s, self._end, TimeoutError("no reply from Redis"))
@@ -141,7 +143,7 @@ class _Link(asyncio.Protocol):
         finally:
             timer.cancel()
             for first in firsts:
-                first.cancel()  # where the call was: an error that comes later is nobody's
+                first.cancel()  # if the call was cancelled: else asyncio logs errors that nobody reads
             errors = [None if first.cancelled() else first.exception() for first in firsts]
         return [*(error or first.result() for error, first in zip(errors, firsts, strict=True)), reply]
 
@@ -150,18 +152,18 @@ class _Link(asyncio.Protocol):
             self._parser.feed(data)
             while (reply := self._parser.gets()) is not NOTHING:
                 if type(reply) is hiredis.PushNotification and reply[0] == b"message":
-                    if self._heard:
-                        self._heard(reply[1], reply[2])
-                else:  # to SUBSCRIBE, it is a push as well
+                    if self._on_message:
+                        self._on_message(reply[1], reply[2])
+                else:  # the reply to SUBSCRIBE is a push, too
                     self._answer(self._replies.popleft(), reply)
                     if isinstance(reply, ConnectionError | ReadOnlyError):
-                        self._end(reply)  # the next connection may lead to a server that can
+                        self._end(reply)  # another connection may lead to a server that accepts the command
         except (InvalidResponse, IndexError) as error:
-            self._end(InvalidResponse(f"Redis sent what is no reply: {error}"))
+            self._end(InvalidResponse(f"Redis sent an invalid reply: {error}"))
 
     @staticmethod
     def _answer(waiting: asyncio.Future[Any], reply: Any) -> None:
-        if waiting.done():  # whoever asked was cancelled
+        if waiting.done():  # the caller was cancelled
             return
         if isinstance(reply, Exception):
             waiting.set_exception(reply)
@@ -174,8 +176,8 @@ class _Link(asyncio.Protocol):
     def _end(self, error: RedisError) -> None:
         if self.error is None:
             self.close(error)
-            if self._lost:
-                self._lost()
+            if self._on_lost:
+                self._on_lost()
 
     def close(self, error: Exception) -> None:
         self.error = self.error or error
