@@ -133,9 +133,9 @@ class Project:
         # Each replica has its own health key: the first replica that stops would delete a key that all share.
         own = {"health_check_key": keys.health(queue_name, socket.gethostname())}
         if (health_key := given.get("health_check_key", own["health_check_key"])) != own["health_check_key"]:
-            self._note(queue, f"health_check_key {health_key!r} has no effect: each replica has its own key")
+            self._note(queue, f"health_check_key {health_key!r} has no effect, since each replica has a key of its own")
         if _differs(given.get("redis_settings"), config.redis_settings):
-            self._note(queue, "redis_settings has no effect: the workers connect to REDIS_URL")
+            self._note(queue, "redis_settings has no effect, since REDIS_URL says where the workers connect")
         for name, value in (shared | given | own | {key.lower(): value for key, value in overrides.items()}).items():
             setattr(settings_class, name, value)
         return settings_class
@@ -153,7 +153,7 @@ class Project:
         given = attributes(settings_class)
         for name in given.keys() - known:
             if close := get_close_matches(name.lower(), known, n=1, cutoff=_SIMILARITY):
-                self._note(queue, f"{name} is not an option of a worker and is ignored: did you mean {close[0]}?")
+                self._note(queue, f"{name} is no option of a worker and is ignored; is {close[0]} meant?")
         for (of, note), logged in self._notes.items():
             if of == queue and not logged:
                 logger.warning("WorkerSettings of %s: %s", queue, note)

@@ -1,7 +1,7 @@
-"""The command line, ``my-app`` and ``aegis-worker``: it talks to Redis only.
+"""The command line, ``my-app`` and ``aegis-worker``. It needs only Redis.
 
-A module of this package is a command or a group of commands, and it is imported when it is asked for: ``worker``,
-which runs as long as a container does, carries nothing of the others.
+Each module of this package is a command or a group of commands. It is imported when it is used. So ``worker``, which
+runs as long as its container, does not load the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMANDS = ("worker", "health", "queue", "job", "dead", "task", "load-test")
 
 
 class Commands(typer.core.TyperGroup):
-    """Finds a command in the module that is named as it is."""
+    """Finds a command in the module of the same name."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -41,14 +41,14 @@ def commands() -> None:
 
     Exit code 0: done.
     Exit code 1: the answer is no, or a job failed.
-    Exit code 2: something has to be fixed first; one line says what.
+    Exit code 2: something has to be fixed first. One line says what.
     Exit code 130: Ctrl-C.
     """
 
 
 def main() -> None:
-    """Run one command and exit with its code; what is to be mended is said in a line, not in a traceback."""
-    sys.set_int_max_str_digits(0)  # a payload's ints are as bounded as it is, and are there to be seen
+    """Run one command and exit with its code; what has to be fixed is printed in one line, without a traceback."""
+    sys.set_int_max_str_digits(0)  # ints in a payload are limited by its size, and a command has to print them
     try:
         app()
     except Failure as failure:

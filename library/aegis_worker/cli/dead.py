@@ -1,4 +1,4 @@
-"""``my-app dead``: jobs that ended without a success."""
+"""``my-app dead``: the jobs that ended without success."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from aegis_worker.cli.queue import full_name
 from aegis_worker.queue import admin
 from aegis_worker.text import visible
 
-app = typer.Typer(name="dead", help="Dead letters: look, retry, discard.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name="dead", help="List, show, retry and discard dead letters.", no_args_is_help=True, add_completion=False
+)
 
-NAMED = 10  #: ids in a line of what went wrong
+NAMED = 10  #: most ids in an error message
 
-Queue = Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Of this queue only.")]
+Queue = Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Only dead letters of this queue.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.", show_default=False)]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
 async def _chosen(pool: ArqRedis, queue: list[str] | None, job_ids: list[str] | None, every: bool) -> dict[str, Any]:
-    """Return by queue the ids that are meant. Raises ``Failure`` where one is no dead letter."""
+    """Return the chosen ids of each queue. Raises ``Failure`` if an id has no dead letter."""
     if bool(job_ids) == every:
-        raise Failure("name the jobs by their ids, or all of them by --all")
+        raise Failure("name jobs by their ids, or choose all with --all")
     there = {name: await admin.dead_ids(pool, full_name(name)) for name in known(queue or project().names)}
     if every:
         return there
@@ -40,13 +42,13 @@ async def _chosen(pool: ArqRedis, queue: list[str] | None, job_ids: list[str] | 
 @app.command()
 def ls(
     queue: Queue = None,
-    most: Annotated[int, typer.Option("-n", metavar="N", min=1, help="At most N of each queue, latest first.")] = 20,
+    most: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Show the latest N of each queue.")] = 20,
     json: Json = False,
 ) -> None:
     """List dead letters, the latest first.
 
     Exit code 0: done.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     names = known(queue or project().names)
 
@@ -76,8 +78,8 @@ def show_letter(
     """Show a dead letter: arguments, error and traceback.
 
     Exit code 0: done.
-    Exit code 1: there is none of this id.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 1: there is no dead letter with this id.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
 
     async def read(pool: ArqRedis) -> list[dict[str, Any]]:
@@ -98,7 +100,7 @@ def show_letter(
 
 
 def _with_arguments(pool: ArqRedis, letter: dict[str, Any]) -> dict[str, Any]:
-    """Return a letter with the job's arguments in place of its payload, unless that cannot be read."""
+    """Return a letter with the arguments of the job instead of its payload, if the payload can be read."""
     try:
         args, kwargs = admin.arguments(pool, letter["payload"])
     except DeserializationError:
@@ -109,11 +111,11 @@ def _with_arguments(pool: ArqRedis, letter: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def retry(job_ids: Ids = None, every: All = False, queue: Queue = None, json: Json = False) -> None:
-    """Queue jobs again, with all their tries.
+    """Enqueue dead jobs again. They get all their tries.
 
     Exit code 0: done.
-    Exit code 1: one is no dead letter, or cannot run again.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 1: an id has no dead letter, or a job cannot run again.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
 
     async def again(pool: ArqRedis) -> tuple[list[str], list[str]]:
@@ -126,7 +128,8 @@ def retry(job_ids: Ids = None, every: All = False, queue: Queue = None, json: Js
     show({"retried": revived, "left": left}, json, f"{len(revived):,} jobs are enqueued again")
     if left:
         some = ", ".join(left[:NAMED]) + (" …" if len(left) > NAMED else "")
-        raise Failure(f"{len(left):,} not enqueued, as the payload had expired or the id is in use again: {some}", 1)
+        why = "the payload had expired, or the id is in use again"
+        raise Failure(f"{len(left):,} jobs were not enqueued: {why}: {some}", 1)
 
 
 @app.command()
@@ -134,8 +137,8 @@ def discard(job_ids: Ids = None, every: All = False, queue: Queue = None, json: 
     """Delete dead letters.
 
     Exit code 0: done.
-    Exit code 1: one is no dead letter.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 1: an id has no dead letter.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
 
     async def delete(pool: ArqRedis) -> int:

@@ -1,7 +1,7 @@
-"""What ends a command early, and the connection that every command but ``worker`` works with.
+"""Errors that end a command, and the connection to Redis that all commands except ``worker`` use.
 
-A project's settings are checked when they are first asked for, which is inside the functions here: this module is what
-reports what is wrong with them.
+Settings are checked when they are used for the first time. This happens inside the functions of this module, so their
+errors are reported here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 
 class Failure(Exception):
-    """Ends the command with one line on stderr: 1 where the answer is no, 2 where something has to be fixed first."""
+    """Ends the command with one line on stderr.
+
+    :param exit_code: 1 if the answer is no, 2 if something has to be fixed first
+    """
 
     def __init__(self, text: str, exit_code: int = 2) -> None:
         super().__init__(text)
@@ -32,7 +35,7 @@ class Failure(Exception):
 
 
 def project() -> Project:
-    """Return the project that ``AEGIS_PROJECT`` names."""
+    """Return the project that ``AEGIS_PROJECT`` names. Raises ``Failure`` if there is none."""
     from aegis_worker.project import current
 
     try:
@@ -44,9 +47,9 @@ def project() -> Project:
 
 
 def run(work: Callable[[ArqRedis], Awaitable[T]]) -> T:
-    """Do a command's work with a connection to Redis, which is closed after it.
+    """Do the work of a command with a connection to Redis, and close the connection. Raises ``Failure``.
 
-    A person waits for the answer, so Redis has as long to reply as it has to accept a connection.
+    A reply may take ``REDIS_CONNECTION_TIMEOUT`` seconds, because a person waits for it.
     """
     from arq.jobs import SerializationError
     from redis.exceptions import RedisError
@@ -72,7 +75,7 @@ def run(work: Callable[[ArqRedis], Awaitable[T]]) -> T:
 
 
 def _with_tasks(loads: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return ``loads`` that imports the tasks, which register classes, but only where it fails without them."""
+    """Return a ``loads`` that tries again with all tasks imported if it fails, because tasks register classes."""
 
     def read(data: bytes) -> Any:
         try:
@@ -85,7 +88,7 @@ def _with_tasks(loads: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def load(names: Iterable[str]) -> tuple[dict[str, type], dict[str, str]]:
-    """Return the queues' ``WorkerSettings``; and for each that has none here, its extra is not installed say, why."""
+    """Return the ``WorkerSettings`` of queues; and why a queue cannot be loaded, for example for want of an extra."""
     loaded, missing = {}, {}
     for name in names:
         try:
@@ -97,12 +100,12 @@ def load(names: Iterable[str]) -> tuple[dict[str, type], dict[str, str]]:
 
 @cache
 def load_all() -> tuple[dict[str, type], dict[str, str]]:
-    """Return what ``load`` does, of all queues."""
+    """Call ``load`` for all queues."""
     return load(project().names)
 
 
 def known(asked: Iterable[str]) -> list[str]:
-    """Return the names, each once, if all of them are queues."""
+    """Return the names without duplicates. Raises ``Failure`` if one is not a queue."""
     names, there = list(dict.fromkeys(asked)), project().names
     if unknown := [name for name in names if name not in there]:
         raise Failure(f"unknown queue {', '.join(unknown)}: the queues are {', '.join(there)}")
@@ -110,7 +113,7 @@ def known(asked: Iterable[str]) -> list[str]:
 
 
 def explain_settings(error: ValidationError | SettingsError) -> list[str]:
-    """Return a line for each setting that has to be changed: its variable, its value unless it is a secret, and how."""
+    """Return a line for each setting that is wrong: its variable, its value if it is no secret, and what is wrong."""
     if isinstance(error, SettingsError):
         return [f"{error}: {error.__cause__}"]
     if error.title == "QueueOverrides":
@@ -119,7 +122,7 @@ def explain_settings(error: ValidationError | SettingsError) -> list[str]:
 
 
 def _overrides_to_change() -> list[str]:
-    """Return the lines of all queues: the error at hand is that of one, and does not name it."""
+    """Return the lines for all queues: an error of one queue does not name the queue."""
     lines = []
     for name in project().names:
         try:

@@ -1,4 +1,4 @@
-"""``my-app health``: are the queues served, and how is Redis?"""
+"""``my-app health``: whether the queues are served, and the state of Redis."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from aegis_worker.cli.output import Json, age, show, size, table
 from aegis_worker.cli.queue import full_name, live
 from aegis_worker.queue import admin
 
-app = typer.Typer(name="health", help="Workers and Redis, as they are now.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(name="health", help="The state of workers and Redis.", no_args_is_help=True, add_completion=False)
 
 Queues = Annotated[
-    list[str] | None, typer.Option("--queue", metavar="NAME", help="Only this queue; default WORKER_QUEUES.")
+    list[str] | None, typer.Option("--queue", metavar="NAME", help="Only this queue; default: WORKER_QUEUES.")
 ]
 
 
@@ -26,7 +26,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
 
     Exit code 0: each queue has a live replica.
     Exit code 1: one has none.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     names = known(queue or project().served)
 
@@ -41,8 +41,8 @@ def status(queue: Queues = None, json: Json = False) -> None:
         }
 
     data = run(read)
-    redis, looks, now = data["redis"], data["queues"], time()
-    idle = [q["queue"] for q in looks if not any(replica["alive"] for replica in q["replicas"])]
+    redis, queues, now = data["redis"], data["queues"], time()
+    idle = [q["queue"] for q in queues if not any(replica["alive"] for replica in q["replicas"])]
     queue_rows = [
         (
             q["queue"],
@@ -53,7 +53,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
             age(q["oldest_due_s"]),
             "no live replica" if q["queue"] in idle else "paused" if q["paused"] else "served",
         )
-        for q in looks
+        for q in queues
     ]
     replica_rows = [
         (
@@ -66,7 +66,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
             *(replica.get(count) for count in ("complete", "failed", "retried")),
             age(now - replica["started_at"]) if replica["alive"] else None,
         )
-        for q in looks
+        for q in queues
         for replica in q["replicas"]
     ]
     limit = size(redis["maxmemory"]) if redis["maxmemory"] else "no limit"
@@ -86,11 +86,11 @@ def status(queue: Queues = None, json: Json = False) -> None:
 
 @app.command()
 def probe(queue: Queues = None, json: Json = False) -> None:
-    """Say in one line whether the queues are served, for scripts and monitors.
+    """Print one line that says whether the queues are served. For scripts and monitors.
 
     Exit code 0: each queue has a live replica.
     Exit code 1: one has none.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     names = known(queue or project().served)
 

@@ -1,4 +1,4 @@
-"""``my-app job``: send a job, follow it, end it, run it again."""
+"""``my-app job``: enqueue a job, follow it, abort it, run it again."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from aegis_worker.cli.task import tasks_of
 from aegis_worker.queue import admin, keys
 from aegis_worker.queue.admin import Found
 
-app = typer.Typer(name="job", help="Jobs: send, follow, abort, retry.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(name="job", help="Enqueue, follow, abort and retry jobs.", no_args_is_help=True, add_completion=False)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
-Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Its queue; all are searched by default.")]
+Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="The job's queue; default: search all.")]
 
 
 async def _answered(asked: Awaitable[Found]) -> Found:
-    """Return the answer; a "no" ends the command with exit code 1."""
+    """Return the answer. If the job is not found or the request is refused, end the command with exit code 1."""
     try:
         return await asked
     except (admin.NotFound, admin.Refused) as error:
@@ -40,29 +40,31 @@ async def _answered(asked: Awaitable[Found]) -> Found:
 
 @app.command()
 def enqueue(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="As `task ls` names it.", show_default=False)],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A name that `task ls` prints.", show_default=False)],
     args: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARGS]...", help="JSON where it is JSON, else text; after `--` also what begins with `-`."
+            metavar="[ARGS]...",
+            help="Each argument is read as JSON. If it is not JSON, it is text. "
+            "Write `--` before arguments that begin with `-`.",
         ),
     ] = None,
-    kwargs: Annotated[str, typer.Option(metavar="JSON", help="Named arguments, a JSON object.")] = "{}",
-    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the one that has the task.")] = None,
-    job_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Default: a new one.")] = None,
-    defer: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait this long before it may run.")] = 0,
+    kwargs: Annotated[str, typer.Option(metavar="JSON", help="Named arguments: a JSON object.")] = "{}",
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the queue that has the task.")] = None,
+    job_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="The job's id; default: a new one.")] = None,
+    defer: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="The job is due after this time.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     json: Json = False,
 ) -> None:
     """Enqueue a job and print its id.
 
     Exit code 0: done.
-    Exit code 1: the id exists already, or with --wait the job failed.
-    Exit code 2: unknown task or queue, arguments that do not fit it, or Redis is out of reach.
+    Exit code 1: the id exists already, or the job failed (with --wait).
+    Exit code 2: unknown task or queue, the task does not take the arguments, or Redis cannot be reached.
     """
     positional, named = [_parsed(arg) for arg in args or ()], _parsed(kwargs)
     if not isinstance(named, dict):
-        raise Failure(f"--kwargs {kwargs} is no JSON object")
+        raise Failure(f"--kwargs {kwargs} is not a JSON object")
     target = _queue_of(task, queue, positional, named)
 
     async def send(pool: ArqRedis) -> tuple[str, JobResult | None]:
@@ -90,16 +92,16 @@ def _parsed(text: str) -> Any:
 
 
 def _queue_of(task: str, queue: str | None, args: list[Any], kwargs: dict[str, Any]) -> str:
-    """Return the queue that has a task which takes these arguments."""
+    """Return the queue that has the task. Raises ``Failure`` if there is none, or the task does not take the arguments."""
     loaded, missing = load(known([queue]) if queue else project().names)
     if queue in missing:
-        return queue  # its workers know the task, we do not
+        return queue  # its tasks cannot be loaded here, but its workers may know the task
     tasks = {name: tasks_of(settings_class) for name, settings_class in loaded.items()}
     having = [name for name, functions in tasks.items() if task in functions]
     if not having:
         names = sorted({name for functions in tasks.values() for name in functions})
         close = get_close_matches(task, names)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the tasks are {', '.join(names)}"
         reasons = "".join(f"; queue {name} cannot be loaded here: {reason}" for name, reason in missing.items())
         raise Failure(f"unknown task {task}: {hint}{reasons}")
     if len(having) > 1:
@@ -113,11 +115,11 @@ def _queue_of(task: str, queue: str | None, args: list[Any], kwargs: dict[str, A
 
 @app.command()
 def status(job_id: Id, queue: Queue = None, json: Json = False) -> None:
-    """Show what is known of a job.
+    """Show what is known about a job.
 
     Exit code 0: done.
     Exit code 1: no such job.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     found = run(lambda pool: _answered(admin.find(pool, job_id, full_names(queue))))
     data: dict[str, Any] = {
@@ -148,7 +150,7 @@ def _cell(value: Any) -> str | Text:
 @app.command()
 def result(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for it.")] = 0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the result.")] = 0,
     queue: Queue = None,
     json: Json = False,
 ) -> None:
@@ -156,7 +158,7 @@ def result(
 
     Exit code 0: done.
     Exit code 1: the job failed, has not ended yet, or is not known.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     found = run(lambda pool: _answered(admin.follow(pool, job_id, full_names(queue), timeout)))
     if found.result is None:
@@ -180,20 +182,20 @@ def _show_result(job_id: str, ended: JobResult, json: bool) -> None:
 @app.command()
 def abort(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for its end.")] = 10,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the end of the job.")] = 10,
     queue: Queue = None,
     json: Json = False,
 ) -> None:
-    """Cancel a job, whether it waits or runs; a worker of its queue does it.
+    """Abort a job that waits or runs. A worker of its queue does it.
 
-    Exit code 0: it is aborted.
-    Exit code 1: it had ended before, no worker has seen to it yet, or it is not known.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 0: the job is aborted.
+    Exit code 1: it had ended before, no worker has handled the request yet, or it is not known.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
 
     found = run(lambda pool: _answered(admin.abort(pool, job_id, full_names(queue), timeout)))
     if found.result is None:
-        raise Failure(f"job {job_id} is {found.status.value}, and is aborted when a worker of its queue sees it", 1)
+        raise Failure(f"job {job_id} is {found.status.value}. A worker of its queue will abort it.", 1)
     if not isinstance(found.result.result, asyncio.CancelledError):
         raise Failure(f"job {job_id} ended before it was aborted", 1)
     show({"id": job_id, "aborted": True}, json, f"job {job_id} is aborted")
@@ -201,11 +203,11 @@ def abort(
 
 @app.command()
 def retry(job_id: Id, queue: Queue = None, json: Json = False) -> None:
-    """Run a job again that has ended, with the same arguments under the same id; its result has to be kept still.
+    """Run a job again that has ended, with the same arguments and the same id. Its result must still be kept.
 
     Exit code 0: done.
-    Exit code 1: it has not ended, or is not known.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 1: the job has not ended, or is not known.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
 
     found = run(lambda pool: _answered(admin.retry(pool, job_id, full_names(queue))))

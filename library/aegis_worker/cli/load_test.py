@@ -1,4 +1,4 @@
-"""``my-app load-test``: send jobs of a known kind and measure what becomes of them."""
+"""``my-app load-test``: send jobs with a known cost, and measure how they run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TASKS = {
 
 @dataclass(slots=True)
 class Seen:
-    """What a test has seen so far, for the report of one that is cut short as well."""
+    """What a test has seen so far. An interrupted test reports it, too."""
 
     sent: list[str] = field(default_factory=list)
     results: list[JobResult] = field(default_factory=list)
@@ -61,27 +61,29 @@ def load_test(
     kind: Annotated[
         Kind, typer.Argument(metavar="KIND", help=f"What the jobs do: {', '.join(Kind)}.", show_default=False)
     ],
-    n: Annotated[int, typer.Option("-n", "--jobs", metavar="N", min=1, help="How many.")] = 100,
+    n: Annotated[int, typer.Option("-n", "--jobs", metavar="N", min=1, help="How many jobs.")] = 100,
     rate: Annotated[
-        float | None, typer.Option(metavar="R", min=0.01, help="Jobs to send a second; default: at once.")
+        float | None, typer.Option(metavar="R", min=0.01, help="Jobs to send in a second; default: all at once.")
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the results and measure.")] = True,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds to wait after the last is sent.")] = 300,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds to wait after the last job was sent.")
+    ] = 300,
     json: Json = False,
 ) -> None:
     """Send load to the queue `load_test` and measure waits, run times and throughput.
 
-    Times are from the workers' clocks and from ours, so they are as good as these agree. A job that was tried more
-    than once has no wait in the queue here, since only its last start is known.
+    Times come from the clocks of workers and producer. They are only as exact as these clocks agree. The report has
+    no wait of a job that was tried more than once, because only its last start is known.
 
     Exit code 0: done.
     Exit code 1: a job failed that should not, or the timeout passed.
-    Exit code 2: Redis is out of reach, or the queue keeps no results to wait for.
-    Exit code 130: Ctrl-C, after a report of what was seen so far.
+    Exit code 2: Redis cannot be reached, or the queue keeps no results.
+    Exit code 130: Ctrl-C. The report shows what was seen so far.
     """
     known([QUEUE])
     if wait and not vars(project().load(QUEUE))["keep_result"]:
-        raise Failure(f"{QUEUE} keeps no results to measure by: set WORKER_LOAD_TEST_KEEP_RESULT, or use --no-wait")
+        raise Failure(f"{QUEUE} keeps no results to measure: set WORKER_LOAD_TEST_KEEP_RESULT, or use --no-wait")
     seen, interrupted = Seen(), False
     try:
         _run(kind, seen, n, rate, timeout if wait else None)
@@ -102,7 +104,7 @@ def load_test(
 
 
 def _run(kind: Kind, seen: Seen, n: int, rate: float | None, timeout_s: float | None) -> None:
-    """Send the jobs, wait for them unless ``timeout_s`` is None, and keep in ``seen`` what comes of it."""
+    """Send the jobs, and wait for their results unless ``timeout_s`` is None. ``seen`` collects both."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -120,7 +122,7 @@ def _run(kind: Kind, seen: Seen, n: int, rate: float | None, timeout_s: float | 
 async def _send(
     pool: ArqRedis, task: str, n: int, rate: float | None, sent: list[str], advance: Callable[[int], object]
 ) -> None:
-    """Enqueue ``n`` jobs, evenly spread where there is a rate."""
+    """Enqueue ``n`` jobs: at even intervals if there is a rate, else at once."""
     start = monotonic()
     while len(sent) < n:
         due = n if rate is None else min(n, 1 + int((monotonic() - start) * rate))
@@ -134,7 +136,7 @@ async def _send(
 
 
 async def _collect(pool: ArqRedis, seen: Seen, timeout_s: float, advance: Callable[[int], object]) -> None:
-    """Read results as they come, until all are there or the time has passed."""
+    """Read the results until all are there, or until the time has passed."""
     missing, deadline = set(seen.sent), monotonic() + timeout_s
     while missing:
         began = monotonic()
@@ -148,7 +150,7 @@ async def _collect(pool: ArqRedis, seen: Seen, timeout_s: float, advance: Callab
             advance(len(results))
         if monotonic() >= deadline:
             break
-        # Looking takes a fifth of the time at most: it must not become the load that it measures.
+        # Reading takes at most a fifth of the time, so that it does not become a part of the load.
         await asyncio.sleep(max(READ_EVERY_S, 4 * (monotonic() - began)) if missing else 0)
 
 

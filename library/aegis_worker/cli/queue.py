@@ -1,4 +1,4 @@
-"""``my-app queue``: what waits in the queues; to empty, pause and resume one."""
+"""``my-app queue``: list queues, show, purge, pause and resume one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from aegis_worker.cli.output import Json, age, show, table
 from aegis_worker.cli.task import settings_of, tasks_of
 from aegis_worker.queue import admin, keys
 
-app = typer.Typer(name="queue", help="Queues: look, empty, pause.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name="queue", help="List, inspect, empty and pause queues.", no_args_is_help=True, add_completion=False
+)
 
 SHOWN = 20
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name, `system` say.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The name of the queue, for example `system`.", show_default=False)
+]
 
 
 def full_name(queue: str) -> str:
@@ -25,7 +29,7 @@ def full_name(queue: str) -> str:
 
 
 def full_names(queue: str | None) -> list[str]:
-    """Return the whole name of a queue, or those of all queues where none is given."""
+    """Return the full name of a queue, or the full names of all queues if it is None."""
     return [full_name(name) for name in (known([queue]) if queue else project().names)]
 
 
@@ -36,10 +40,12 @@ def live(replicas: list[dict[str, Any]]) -> int:
 
 @app.command()
 def ls(json: Json = False) -> None:
-    """List all queues: jobs that are due, deferred (retries that wait too) and running, and who serves them.
+    """List all queues: due, deferred and running jobs, and their replicas.
+
+    Deferred jobs include those that wait for a retry.
 
     Exit code 0: done.
-    Exit code 2: Redis is out of reach.
+    Exit code 2: Redis cannot be reached.
     """
     _, missing = load_all()
 
@@ -78,7 +84,7 @@ def show_queue(name: Name, json: Json = False) -> None:
     """Show a queue's settings and the jobs that come next.
 
     Exit code 0: done.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     known([name])
     loaded, missing = load([name])
@@ -105,28 +111,28 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove the jobs that wait in a queue, deferred ones too; those that run go on.
+    """Remove the jobs that wait in a queue, also deferred ones. Running jobs go on.
 
     Exit code 0: done.
     Exit code 1: not confirmed.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     known([name])
     depth = run(lambda pool: pool.zcard(full_name(name)))
     if depth and not yes:
-        typer.confirm(f"Remove the waiting ones of {depth:,} jobs in {name}?", abort=True, err=True)
+        typer.confirm(f"Remove the jobs that wait in {name}? It has {depth:,} jobs, running ones included.", abort=True, err=True)
 
-    # No more than there were: a producer that is faster than we are must not keep us here.
+    # At most as many as there were, so that the command ends even if a producer is faster.
     removed = run(lambda pool: admin.purge(pool, full_name(name), depth))
     show({"queue": name, "removed": removed}, json, f"{removed:,} jobs removed from {name}")
 
 
 @app.command()
 def pause(name: Name, json: Json = False) -> None:
-    """Have workers start nothing more from a queue; what runs goes on.
+    """Pause a queue: workers start no more of its jobs. Running jobs go on.
 
     Exit code 0: done.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     known([name])
     run(lambda pool: admin.pause(pool, full_name(name)))
@@ -135,10 +141,10 @@ def pause(name: Name, json: Json = False) -> None:
 
 @app.command()
 def resume(name: Name, json: Json = False) -> None:
-    """Have workers start jobs from a paused queue again.
+    """Resume a paused queue: workers start its jobs again.
 
     Exit code 0: done.
-    Exit code 2: unknown queue, or Redis is out of reach.
+    Exit code 2: unknown queue, or Redis cannot be reached.
     """
     known([name])
     run(lambda pool: admin.resume(pool, full_name(name)))

@@ -20,7 +20,7 @@ _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Wo
 
 
 def settings_of(settings_class: type) -> dict[str, Any]:
-    """Return what a queue's workers are told, arq's defaults included; durations in seconds."""
+    """Return the settings of a queue's workers, with arq's defaults. Durations are in seconds."""
     given = {name: vars(settings_class).get(name, default) for name, default in _DEFAULTS.items()}
     return {
         "max_jobs": given["max_jobs"],
@@ -33,7 +33,7 @@ def settings_of(settings_class: type) -> dict[str, Any]:
 
 
 def tasks_of(settings_class: type) -> dict[str, Function | CronJob]:
-    """Return the functions of a queue, cron jobs too, by the names that jobs call them."""
+    """Return the functions and cron jobs of a queue, by the names that jobs use."""
     functions = [*map(func, vars(settings_class)["functions"]), *(vars(settings_class).get("cron_jobs") or ())]
     return {function.name: function for function in functions}
 
@@ -45,10 +45,10 @@ def task() -> None:
 
 @app.command()
 def ls(
-    queue: Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Of this queue only.")] = None,
+    queue: Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Only tasks of this queue.")] = None,
     json: Json = False,
 ) -> None:
-    """List the tasks: queue, parameters, how long they may run, tries.
+    """List the tasks: their queues, parameters, timeouts and tries.
 
     Exit code 0: done.
     Exit code 2: unknown queue.
@@ -69,7 +69,7 @@ def ls(
 
 
 def _describe(queue: str, function: Function | CronJob, settings: dict[str, Any]) -> dict[str, Any]:
-    # Names and defaults; no ctx, which the worker gives, and no types, which are text where annotations are lazy.
+    # Names and defaults only. The worker passes ctx. Types would be text if annotations are lazy.
     _, *parameters = inspect.signature(function.coroutine).parameters.values()
     return {
         "queue": queue,

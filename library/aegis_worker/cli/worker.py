@@ -16,23 +16,24 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def worker(
     queue: Annotated[
-        list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue to serve; repeat it for more.")
+        list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue to serve. Repeat the option for more.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Serve none: load the settings and the code of the queues, and end.")
+        bool,
+        typer.Option("--check", help="Load the settings and the code of the queues, then exit. Serve no queue."),
     ] = False,
 ) -> None:
-    """Serve queues until a signal, with WORKER_PROCESSES processes for each, 1 by default.
+    """Serve queues until a signal, with WORKER_PROCESSES processes for each queue, 1 by default.
 
-    Serves WORKER_QUEUES when no queue is named. SIGTERM and Ctrl-C drain; the second one cancels what still runs.
+    Without --queue it serves WORKER_QUEUES. SIGTERM or Ctrl-C drains. A second one cancels the jobs that still run.
 
-    Exit code 0: stopped in good order.
+    Exit code 0: stopped after a signal, without errors.
     Exit code 2: a setting or Redis has to be fixed first.
-    Any other: that of the process that ended unasked.
+    Any other: the exit code of the process that ended unexpectedly.
     """
     names = known(queue or project().served)
     for name in names:
-        project().config.overrides(name)  # what is wrong there is said once and by its name, not by each process
+        project().config.overrides(name)  # an error is reported once here, and not by each process
     if check:
         asyncio.run(_make(names))
         return
@@ -40,6 +41,6 @@ def worker(
 
 
 async def _make(names: list[str]) -> None:
-    """Make the workers of queues, as their processes do, and have them do nothing."""
+    """Make the workers of queues, as their processes do, but do not run them."""
     for name in names:
         project().make_worker(name)
