@@ -1,6 +1,7 @@
 #!/bin/sh
-# The container's health: every worker process has beaten within 15 seconds. Each touches its file once a second for
-# as long as its loop turns and Redis answers. A shell and a `find`, as starting Python at every check would cost more.
+# The health check of the container: the beat file of each worker process is at most 15 seconds old. A process touches
+# its file once a second while its event loop turns and Redis answers. This is a shell script, because to start Python
+# for each check would cost more.
 set -eu
 set -- "$WORKER_BEAT_DIR"/*
 silent=$(find "$@" ! -newermt '15 seconds ago' -printf '%f ')

@@ -1,4 +1,4 @@
-"""Logs on standard output: lines to read, or JSON to collect."""
+"""Logs on standard output: text for people, or JSON for log collectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class _Visible(logging.Formatter):
 
 
 def setup(settings: Settings, fields: Callable[[], Mapping[str, object]] = dict) -> None:
-    """Log everything from ``LOG_LEVEL`` up in ``LOG_FORMAT``; ``fields`` gives what each line carries besides."""
+    """Log everything from ``LOG_LEVEL`` up in ``LOG_FORMAT``.
+
+    :param fields: called for each line; returns the fields that each line contains
+    """
 
     def add_fields(record: logging.LogRecord) -> bool:
         extra = fields()
@@ -41,5 +44,5 @@ def setup(settings: Settings, fields: Callable[[], Mapping[str, object]] = dict)
     handler.addFilter(add_fields)
     handler.setFormatter(formatter)
     logging.basicConfig(level=settings.LOG_LEVEL, handlers=[handler], force=True)
-    # The client's default is a line a request; a worker's log is about jobs.
+    # By default this client logs a line for each request. The log of a worker is about jobs.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""One worker process, of one queue: ``python -m aegis_worker.process.serve QUEUE [NUMBER]``.
+"""One worker process, which serves one queue: ``python -m aegis_worker.process.serve QUEUE [NUMBER]``.
 
-``NUMBER`` tells the processes of one queue in one replica apart. Exit codes: 0 stopped in order, 2 a setting or
-Redis has to be mended first (one line says what), anything else is a fault.
+``NUMBER`` distinguishes the processes of one queue in one replica. Exit codes: 0 if it stopped after a signal, 2 if a
+setting or Redis has to be fixed first (one line says what), any other code after a failure.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from aegis_worker.project import Project, current
 from aegis_worker.redis.pool import check, explain
 from aegis_worker.settings import IN_CONTAINER
 
-STUCK_EXIT_CODE = 71  #: a stop left jobs or threads of theirs behind that did not end
-THREADS_END_S = 0.5  #: what jobs' threads have to end once their jobs are over or have gone back
+STUCK_EXIT_CODE = 71  #: after a stop, if jobs or their threads did not end
+THREADS_END_S = 0.5  #: time for the threads of jobs to end, after their jobs have ended or are back in the queue
 _THREADS = "jobs"
 _PR_SET_PDEATHSIG = 1
 
 
 async def serve(project: Project, queue: str, number: int) -> None:
-    """Serve a queue until a signal. Raises what keeps it from starting."""
+    """Serve a queue until a signal. Raises the error that prevents the start."""
     asyncio.get_running_loop().set_default_executor(threads := ThreadPoolExecutor(thread_name_prefix=_THREADS))
     folder = os.environ.get("WORKER_BEAT_DIR")
     # Outside a container several replicas share the host's name.
@@ -48,21 +48,21 @@ async def serve(project: Project, queue: str, number: int) -> None:
     )
     try:
         await check(worker.pool)
-        # A signal cancels `startup`, or what still waits for Redis after the drain: that is an order, not a fault.
+        # A signal cancels `startup`, or a call that waits for Redis after the drain. This is not an error.
         with contextlib.suppress(asyncio.CancelledError):
             await worker.async_run()
     finally:
         await worker.close()
-    # For jobs that pass over their cancellation, and threads, which have none, asyncio would wait.
+    # asyncio would wait for jobs that ignore their cancellation, and for threads, which cannot be cancelled.
     threads.shutdown(wait=False, cancel_futures=True)
     if worker.tasks or not await _all_ended(_THREADS, THREADS_END_S):
-        logging.getLogger(__name__).error("what jobs do does not end: ending the process without it")
+        logging.getLogger(__name__).error("jobs or their threads do not end: the process exits without them")
         logging.shutdown()
         os._exit(STUCK_EXIT_CODE)
 
 
 async def _all_ended(threads: str, within_s: float) -> bool:
-    """Wait until all threads have ended whose names begin so; return whether they have."""
+    """Wait until all threads with this prefix in their names have ended. Return whether they have."""
     until = monotonic() + within_s
     while any(thread.name.startswith(threads) for thread in threading.enumerate()):
         if monotonic() > until:
@@ -72,7 +72,7 @@ async def _all_ended(threads: str, within_s: float) -> bool:
 
 
 def main(queue: str, number: str = "1") -> int:
-    """Run the process to its end; return its exit code."""
+    """Run the process until it ends. Return its exit code."""
     _end_with_parent()
 
     def fields() -> dict[str, object]:
@@ -92,7 +92,7 @@ def main(queue: str, number: str = "1") -> int:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel drain us when the supervisor is killed: a worker nobody watches must not go on."""
+    """Make the kernel send SIGTERM when the supervisor is killed: a worker without a supervisor must not go on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

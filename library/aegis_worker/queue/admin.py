@@ -1,8 +1,7 @@
-"""What people and programs ask of jobs and queues: to find, abort and retry a job, to look at a queue, to empty it.
+"""Administration of jobs and queues: find, abort and retry a job; inspect, empty and pause a queue; dead letters.
 
-Everything here returns plain data and formats nothing, which is left to the command line, a page or an exporter. A
-queue is given by its whole name, such as ``arq:queue:media``. Times in ms are since the epoch. Each function raises
-what redis-py raises where Redis does not answer.
+All functions return plain data. The command line, for example, formats it. ``queue_name`` is a full name, such as
+``arq:queue:media``. Times in ms are since the epoch. Each function raises redis-py's error if Redis does not answer.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ from aegis_worker.queue import keys, replicas
 from aegis_worker.queue.scripts import LATEST_MS, UNREAD_FUNCTION, Script, finished_tries
 
 POLL_S = 0.05
-BATCH = 500  #: jobs in one script or command: Redis does nothing else meanwhile
-HEAD = 1000  #: jobs that stock workers run are counted among this many at the head of a queue
+BATCH = 500  #: most jobs in one script or command, because Redis does nothing else meanwhile
+HEAD = 1000  #: jobs at the head of a queue among which those of stock workers are counted
 
 
 class NotFound(LookupError):
-    """There is no job of this id, or what there is cannot be read here."""
+    """There is no job with this id, or it cannot be read here."""
 
 
 class Refused(Exception):
-    """A job is in no state in which this can be done to it."""
+    """The state of the job does not allow this."""
 
 
 # -- jobs ------------------------------------------------------------------------------------------------------------
@@ -50,14 +49,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What Redis has of a job."""
+    """What Redis knows about a job."""
 
     job_id: str
     status: JobStatus
     queue_name: str
-    due_ms: int | None  #: None once it has begun: its score says something else then
-    tries: int  #: begun
-    definition: JobDef | None  #: a ``JobResult`` once it has ended; None where the payload has expired
+    due_ms: int | None  #: None when it has begun, because then its score has another meaning
+    tries: int  #: that have begun
+    definition: JobDef | None  #: a ``JobResult`` when it has ended; None if the payload has expired
 
     @property
     def result(self) -> JobResult | None:
@@ -65,7 +64,7 @@ class Found:
 
 
 async def find(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Found:
-    """Look a job up by its result, or else in these queues. Raises ``NotFound``."""
+    """Find a job by its result, or else in these queues. Raises ``NotFound``."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.mget([keys.RESULT + job_id, keys.JOB + job_id, keys.IN_PROGRESS + job_id, keys.RETRY + job_id])
         for name in queue_names:
@@ -86,11 +85,11 @@ async def find(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Foun
             tries = finished_tries(count) + (lapses is not None)
             return Found(job_id, status, name, None if mark else time_of(score), tries, definition)
     names = ", ".join(map(keys.short_name, queue_names))
-    raise NotFound(f"no job {job_id} in {names}, and no result of it is kept")
+    raise NotFound(f"there is no job {job_id} in {names}, and no result of it is kept")
 
 
 async def follow(redis: ArqRedis, job_id: str, queue_names: Sequence[str], timeout_s: float) -> Found:
-    """Wait until a job has ended, or for as long as ``timeout_s``. Raises ``NotFound``."""
+    """Wait until a job has ended, at most ``timeout_s`` seconds, and return it. Raises ``NotFound``."""
     deadline = monotonic() + timeout_s
     while True:
         found = await find(redis, job_id, queue_names)
@@ -100,12 +99,12 @@ async def follow(redis: ArqRedis, job_id: str, queue_names: Sequence[str], timeo
 
 
 async def abort(redis: ArqRedis, job_id: str, queue_names: Sequence[str], timeout_s: float) -> Found:
-    """Ask for a job to be cancelled, whether it waits or runs, and wait for its end. Raises ``NotFound``.
+    """Request the abort of a job that waits or runs, and wait for its end for at most ``timeout_s`` seconds.
 
-    A worker of the queue cancels it. The result of an aborted job is a ``CancelledError``.
+    A worker of the queue aborts it. The result of an aborted job is a ``CancelledError``. Raises ``NotFound``.
     """
     async with redis.pipeline(transaction=True) as pipe:
-        # A mark on a job that has ended would abort the next one with its id. The payload goes when a job ends.
+        # A request after the end of the job would abort the next job with this id. The payload is deleted at the end.
         await pipe.watch(keys.JOB + job_id)
         found = await find(redis, job_id, queue_names)
         if found.result:
@@ -114,7 +113,7 @@ async def abort(redis: ArqRedis, job_id: str, queue_names: Sequence[str], timeou
         pipe.multi()  # type: ignore[no-untyped-call]
         pipe.zadd(keys.ABORT, {job_id: now})
         if found.status is JobStatus.deferred:
-            pipe.zadd(found.queue_name, {job_id: now}, xx=True)  # for a worker to see it now
+            pipe.zadd(found.queue_name, {job_id: now}, xx=True)  # due now, so that a worker claims and aborts it
         try:
             await pipe.execute()
         except WatchError:
@@ -123,17 +122,17 @@ async def abort(redis: ArqRedis, job_id: str, queue_names: Sequence[str], timeou
 
 
 async def retry(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Found:
-    """Enqueue a job again that has ended, with its arguments and its id; return how it had ended.
+    """Enqueue a job again that has ended, with the same arguments and id. Return its state before.
 
-    Raises ``NotFound``, or ``Refused`` where it has not ended, or its result does not say what it was to do.
+    Raises ``NotFound``, or ``Refused`` if the job has not ended, or its task is not known.
     """
     async with redis.pipeline(transaction=True) as pipe:
         await pipe.watch(keys.RESULT + job_id, keys.JOB + job_id)
         found = await find(redis, job_id, queue_names)
         if found.result is None:
-            raise Refused(f"job {job_id} is {found.status.value}: only one that has ended can run again")
+            raise Refused(f"job {job_id} is {found.status.value}: only a job that has ended can run again")
         if found.result.function == UNREAD_FUNCTION:
-            raise Refused(f"job {job_id} had expired, or could not be read: what it was to do is not known")
+            raise Refused(f"job {job_id} had expired or could not be read, so its task is not known")
         now = timestamp_ms()
         what = (found.result.function, found.result.args, found.result.kwargs, None, now)
         payload = serialize_job(*what, serializer=redis.job_serializer)
@@ -145,12 +144,12 @@ async def retry(redis: ArqRedis, job_id: str, queue_names: Sequence[str]) -> Fou
         try:
             await pipe.execute()
         except WatchError:
-            raise Refused(f"job {job_id} was enqueued by somebody else just now") from None
+            raise Refused(f"somebody else has just enqueued job {job_id}") from None
         return found
 
 
 def time_of(score: float) -> int:
-    """Return a score as ms since the epoch; producers write any, that of a time which Python does not know too."""
+    """Return a score as ms since the epoch, limited to times that Python knows: producers may write any number."""
     return int(max(0, min(score, LATEST_MS)))
 
 
@@ -158,10 +157,11 @@ def time_of(score: float) -> int:
 
 
 async def queue_counts(redis: ArqRedis, queue_name: str) -> dict[str, Any]:
-    """Return how a queue stands: ``queue`` (its short name), ``depth``, ``due``, ``deferred``, ``running``, ``dead``,
-    ``oldest_due_s`` (None where nothing is due) and ``paused``.
+    """Return the counts of a queue.
 
-    Running jobs are members of the queue too. Here each job is counted once.
+    The keys are ``queue`` (its short name), ``depth``, ``due``, ``deferred``, ``running``, ``dead``, ``oldest_due_s``
+    (seconds since the oldest due job became due, None if no job is due) and ``paused``. In Redis, running jobs are in
+    the queue, too. Here each job is counted once.
     """
     now = timestamp_ms()
     async with redis.pipeline(transaction=True) as pipe:
@@ -173,7 +173,7 @@ async def queue_counts(redis: ArqRedis, queue_name: str) -> dict[str, Any]:
         pipe.zcard(keys.dead(queue_name))
         pipe.exists(keys.paused(queue_name))
         depth, past, head, leased, lapsed, dead, paused = await pipe.execute()
-    # Jobs with a lease stand behind those that are due; a stock worker leaves them where they are.
+    # Jobs with a lease are after the due jobs. A stock worker does not move the jobs that it runs.
     marks = await redis.mget([keys.IN_PROGRESS.encode() + raw_id for raw_id, _ in head]) if head else []
     waiting = [time_of(due) for (_, due), mark in zip(head, marks, strict=True) if mark is None]
     in_stock_workers = len(head) - len(waiting)
@@ -190,9 +190,10 @@ async def queue_counts(redis: ArqRedis, queue_name: str) -> dict[str, Any]:
 
 
 async def next_jobs(redis: ArqRedis, queue_name: str, most: int = 20) -> list[dict[str, Any]]:
-    """Return the jobs at the head of a queue: ``id``, ``function``, ``due_in_s``, ``tries`` and ``state``.
+    """Return at most ``most`` jobs at the head of a queue.
 
-    ``function`` is None where the payload has expired or cannot be read, ``due_in_s`` where the job runs.
+    Each has ``id``, ``function`` (None if the payload has expired or cannot be read), ``due_in_s`` (None if the job
+    runs), ``tries`` and ``state``.
     """
     head = await redis.zrange(queue_name, 0, most - 1, withscores=True)
     if not head:
@@ -207,7 +208,7 @@ async def next_jobs(redis: ArqRedis, queue_name: str, most: int = 20) -> list[di
         {
             "id": keys.job_id(raw_id),
             "function": _function(redis, payload),
-            "due_in_s": None if mark else (time_of(due) - now) / 1000,  # a running one's score says something else
+            "due_in_s": None if mark else (time_of(due) - now) / 1000,  # the score of a running job has another meaning
             "tries": finished_tries(count) + (lapses is not None),
             "state": "running" if mark else "deferred" if due > now else "due",
         }
@@ -225,7 +226,7 @@ def _function(redis: ArqRedis, payload: bytes | None) -> str | None:
 
 
 async def purge(redis: Redis, queue_name: str, most: int) -> int:
-    """Remove up to so many jobs that wait in a queue, deferred ones too, and return how many; those that run go on."""
+    """Remove at most ``most`` jobs that wait in a queue, also deferred ones. Return how many. Running jobs go on."""
     script = Script(redis.execute_command, "purge")
     total = 0
     while batch := min(BATCH, most - total):
@@ -237,28 +238,30 @@ async def purge(redis: Redis, queue_name: str, most: int) -> int:
 
 
 async def pause(redis: Redis, queue_name: str) -> None:
-    """Have workers start nothing more from a queue."""
+    """Pause a queue: workers start no more of its jobs."""
     await redis.set(keys.paused(queue_name), 1)
 
 
 async def resume(redis: Redis, queue_name: str) -> None:
-    """Have workers start jobs from a paused queue again."""
+    """Resume a paused queue: workers start its jobs again."""
     await redis.delete(keys.paused(queue_name))
 
 
 async def queue_replicas(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
-    """Return the state of each replica of a queue, in order of name, as ``replicas.read`` says."""
+    """Return the state of each replica of a queue, sorted by name, as ``replicas.read`` describes it."""
     return await replicas.read(redis, queue_name)
 
 
 async def server(redis: Redis) -> dict[str, Any]:
-    """Return facts of the server: ``server``, ``version``, ``used_memory`` and ``maxmemory`` (bytes), ``policy`` and
-    ``latency_ms``."""
+    """Return facts about the server.
+
+    The keys are ``server``, ``version``, ``used_memory`` and ``maxmemory`` (bytes), ``policy`` and ``latency_ms``.
+    """
     info = await redis.info("server") | await redis.info("memory")
     asked = perf_counter()
     await redis.ping()
     latency = perf_counter() - asked
-    name = info.get("server_name", "redis")  # Valkey has a version of its own beside the one it is compatible with
+    name = info.get("server_name", "redis")  # Valkey has its own version, and that of the Redis with which it is compatible
     return {
         "server": name.capitalize(),
         "version": info.get(f"{name}_version", info["redis_version"]),
@@ -273,13 +276,13 @@ async def server(redis: Redis) -> dict[str, Any]:
 
 
 async def dead_ids(redis: Redis, queue_name: str, most: int = -1) -> list[str]:
-    """Return the ids of a queue's dead letters, the latest first."""
+    """Return the ids of a queue's dead letters, the latest first: at most ``most``, or all if it is not above 0."""
     last = most - 1 if most > 0 else -1
     return [keys.job_id(raw_id) for raw_id in await redis.zrevrange(keys.dead(queue_name), 0, last)]
 
 
 async def dead_letters(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the dead letters of these ids, less those that are gone.
+    """Return the dead letters with these ids. Those that no longer exist are left out.
 
     Each has ``id``, ``payload`` (bytes), ``function``, ``reason``, ``tries``, ``error``, ``traceback``,
     ``enqueued_ms`` and ``died_ms``.
@@ -296,15 +299,15 @@ async def dead_letters(redis: Redis, queue_name: str, job_ids: Sequence[str]) ->
 
 
 def arguments(redis: ArqRedis, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments in a job's payload. Raises ``DeserializationError`` where it cannot be read."""
+    """Return the arguments in a job's payload. Raises ``DeserializationError`` if it cannot be read."""
     definition = deserialize_job(payload, deserializer=redis.job_deserializer)
     return definition.args, definition.kwargs
 
 
 async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[str]:
-    """Enqueue dead jobs again, with all their tries; return the ids of those that could be.
+    """Enqueue dead jobs again, with all their tries. Return the ids of those that were enqueued.
 
-    Left out are those whose payload had expired, and those whose id is in use again.
+    A job is not enqueued if its payload had expired, or if its id is in use again.
     """
     script = Script(redis.execute_command, "revive")
     revived: list[str] = []
@@ -318,7 +321,7 @@ async def revive(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> list[
 
 
 async def discard(redis: Redis, queue_name: str, job_ids: Sequence[str]) -> int:
-    """Delete dead letters; return how many there were."""
+    """Delete dead letters. Return how many were deleted."""
     delete = Script(redis.execute_command, "discard")
     of_queue = [keys.dead(queue_name), keys.letters(queue_name)]
     return sum([await delete(of_queue, job_ids[first : first + BATCH]) for first in range(0, len(job_ids), BATCH)])

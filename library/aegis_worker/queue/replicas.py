@@ -1,4 +1,4 @@
-"""What each replica says of itself in Redis, and how to read it without a scan of the database."""
+"""The health records of replicas in Redis. The registry of a queue names its replicas, so nothing scans the database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from redis.asyncio import Redis
 from aegis_worker.queue import keys
 from aegis_worker.queue.scripts import Script
 
-FORGET_AFTER_S = 3600  #: a replica not seen for so long leaves the registry
-RECORDS_PER_LIFE = 3  #: a replica that misses this many records is taken for dead
+FORGET_AFTER_S = 3600  #: a replica that was not seen for so long is removed from the registry
+RECORDS_PER_LIFE = 3  #: intervals after which a health record expires
 
 
 async def record(redis: Redis, queue_name: str, replica: str, state: Mapping[str, Any], *, interval_s: float) -> None:
-    """Write a replica's state, which has to be JSON data, and enter the replica in its queue's registry.
+    """Write the health record of a replica, and add the replica to the registry of its queue.
 
-    Others rely on its ``state``, "running" while it claims jobs, and on its ``functions``, the names of those it knows.
+    :param state: JSON data; others read its ``state`` ("running" while the replica claims jobs) and its ``functions``
+        (the names that it knows)
+    :param interval_s: seconds until the next record
     """
     await Script(redis.execute_command, "record")(
         keys=[keys.health(queue_name, replica), keys.replicas(queue_name)],
@@ -32,7 +34,7 @@ async def record(redis: Redis, queue_name: str, replica: str, state: Mapping[str
 
 
 async def forget(redis: Redis, queue_name: str, replica: str) -> None:
-    """Take a replica that stops in good order out of the registry."""
+    """Remove a replica that stops from the registry."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.delete(keys.health(queue_name, replica))
         pipe.zrem(keys.replicas(queue_name), replica)
@@ -40,7 +42,7 @@ async def forget(redis: Redis, queue_name: str, replica: str) -> None:
 
 
 async def known(redis: Redis, queue_name: str) -> frozenset[str]:
-    """Return the names of all functions that replicas know which claim jobs of the queue."""
+    """Return the names of the functions that replicas know, of all replicas that claim jobs of the queue."""
     replicas = await read(redis, queue_name)
     return frozenset(
         name
@@ -52,7 +54,7 @@ async def known(redis: Redis, queue_name: str) -> frozenset[str]:
 
 
 def _state(data: bytes | None) -> dict[str, Any] | None:
-    """Return what a record says, None where there is none or it is no record of ours."""
+    """Return the content of a record, or None if there is none or it cannot be read."""
     try:
         state = json.loads(data or b"null")
     except (ValueError, RecursionError):
@@ -61,10 +63,10 @@ def _state(data: bytes | None) -> dict[str, Any] | None:
 
 
 async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
-    """Return the state of each of a queue's replicas, in order of name.
+    """Return the state of each replica of a queue, sorted by name.
 
-    Each has at least ``replica`` and ``last_seen_ms``, and ``alive``: False for one that vanished without a word
-    in the last hour, or whose record cannot be read, of which nothing else is known.
+    Each has at least ``replica``, ``last_seen_ms`` and ``alive``. ``alive`` is False if the record has expired or cannot
+    be read. Then nothing else is known. A replica that was not seen for an hour is left out.
     """
     seen = await redis.zrange(keys.replicas(queue_name), 0, -1, withscores=True)
     if not seen:

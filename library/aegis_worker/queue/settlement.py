@@ -1,4 +1,4 @@
-"""How a claim is settled: in four ways, each with what ``settle.lua`` has to know of it."""
+"""The four ways in which a claim ends, each with the data that ``settle.lua`` needs."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from enum import IntEnum
 
 @dataclass(slots=True)
 class Lease:
-    """The right to run a job, and to say how it ended."""
+    """The right to run a job and to store its end."""
 
     job_id: str
-    token: str  #: of the claim that it came of; a later one's where it lapsed and its holder claimed it anew
-    tried: bool = field(default=False, compare=False)  #: there may be a count of tries, to delete when the job ends
+    token: str  #: of its claim; or of a later claim, if the lease lapsed and the same worker claimed the job again
+    tried: bool = field(default=False, compare=False)  #: Redis may have a count of tries, to delete at the end
 
 
 @dataclass(slots=True)
 class Completed:
-    """The job is over, and leaves no dead letter."""
+    """The job has ended, and leaves no dead letter."""
 
     lease: Lease
     result: bytes = b""  #: ``b""`` to keep none
-    keep_ms: int | None = None  #: how long the result is kept; None for ever
-    mark_ms: int = 0  #: how long its mark as running stays: a cron job's keeps a late replica from running it again
+    keep_ms: int | None = None  #: how long the result is kept; None: forever
+    mark_ms: int = 0  #: how long the job's mark stays: for a cron job, so that no late replica runs it again
 
 
 @dataclass(slots=True)
 class Died:
-    """The job is over without a success, and leaves a dead letter."""
+    """The job has ended without success, and leaves a dead letter."""
 
     lease: Lease
     result: bytes  #: ``b""`` to keep none
-    keep_ms: int | None  #: how long the result is kept; None for ever
-    letter: str  #: what the dead letter says, JSON
-    payload: bytes  #: ``b""`` where it has expired
+    keep_ms: int | None  #: how long the result is kept; None: forever
+    letter: str  #: the dead letter without the payload, JSON
+    payload: bytes  #: ``b""`` if it has expired
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Retried:
 
     lease: Lease
     wait_ms: int
-    tries: int = 0  #: how many have ended; 0 where this one does not count
-    raised: str = ""  #: what this try has raised; a letter says it where the worker dies in the next try
+    tries: int = 0  #: tries that are over; 0 if this try does not count
+    raised: str = ""  #: the error of this try, for the case that no later try reports one
 
 
 @dataclass(slots=True)
@@ -58,9 +58,9 @@ Settlement = Completed | Died | Retried | Returned
 
 
 class Reply(IntEnum):
-    """What ``settle.lua`` replies for a claim."""
+    """The reply of ``settle.lua`` for a claim."""
 
     DONE = 1
-    OVER = 0  #: it no longer held the lease
-    LOST = -1  #: it no longer held the lease, and another worker has the job
-    EXPIRED = -2  #: it still holds the lease: the job cannot go back to the queue, as its payload has expired
+    OVER = 0  #: this worker no longer had the lease
+    LOST = -1  #: this worker no longer had the lease, and another worker has the job
+    EXPIRED = -2  #: this worker has the lease, but the job cannot go back, because its payload has expired
