@@ -415,7 +415,7 @@ class Serializer:
         return record
 
     def _verified(self, data: bytes) -> bytes:
-        """Return the payload without its signature. Raises ``PayloadError`` if the signature is missing or not valid."""
+        """Return the payload without its signature. Raises ``PayloadError`` if that is missing or not valid."""
         if data[:1] != SIGNED:
             raise PayloadError("payload is not signed, but WORKER_SIGNING_KEY is set")
         if not self._keys:

@@ -20,7 +20,7 @@ from aegis_worker.queue import keys
 from aegis_worker.queue.scripts import Scripts
 from aegis_worker.redis.wire import Wire
 from aegis_worker.worker.idle import IDLE_POLL_S
-from aegis_worker.worker.wake import ENOUGH, Listener
+from aegis_worker.worker.wake import LISTENERS, Listener
 from tests.conftest import PASSWORD, ROOT, eventually
 from tests.integration.conftest import QUEUE, MakeWorker, echo, enqueue, now, result, slow
 
@@ -126,7 +126,7 @@ async def test_of_many_that_idle_two_listen_and_all_get_jobs(
 ) -> None:
     workers = [await serve() for _ in range(8)]
     await parked(*workers)
-    assert await listening(redis) == ENOUGH
+    assert await listening(redis) == LISTENERS
     claims.clear()
     for n in range(40):
         assert await result(await enqueue(redis, "echo", n)) == n
@@ -140,8 +140,8 @@ async def test_of_too_many_that_listen_some_stop(redis: ArqRedis, serve: MakeWor
     for worker in workers:
         worker._parts.listener.listening = True
         await worker._parts.listener._wire.call("SUBSCRIBE", worker._parts.listener._queue_channel)
-    await eventually(lambda: sum(worker._parts.listener.listening for worker in workers) == ENOUGH)
-    await eventually(lambda: listening_is(redis, ENOUGH))
+    await eventually(lambda: sum(worker._parts.listener.listening for worker in workers) == LISTENERS)
+    await eventually(lambda: listening_is(redis, LISTENERS))
     assert await result(await enqueue(redis, "echo", 1)) == 1
 
 
@@ -172,10 +172,10 @@ async def test_who_stops_has_another_listen(redis: ArqRedis, serve: MakeWorker) 
 
 
 async def test_where_those_that_listen_are_deaf_another_does(redis: ArqRedis, serve: MakeWorker) -> None:
-    deaf = [redis.pubsub() for _ in range(ENOUGH)]
+    deaf = [redis.pubsub() for _ in range(LISTENERS)]
     for each in deaf:
         await each.subscribe(f"__keyspace@0__:{QUEUE}")
-    await eventually(lambda: listening_is(redis, ENOUGH))
+    await eventually(lambda: listening_is(redis, LISTENERS))
     worker = await serve(lease=3, max_jobs=1)  # so that a claim waits for one second
     await parked(worker)
     await asyncio.sleep(1.2)

@@ -164,7 +164,7 @@ def test_what_cannot_work_is_said(values: dict[str, object], said: str) -> None:
 
 def test_what_comes_after_a_drain_fits_into_its_margin() -> None:
     settings(WORKER_JOB_COMPLETION_WAIT=30, WORKER_STOP_GRACE_SECONDS=30 + STOP_MARGIN_S)
-    most = worker.LAST_CALL_S + worker.GIVE_BACK_S + keeper.JOIN_S + pulse.FORGET_S
+    most = worker.LAST_REPLY_S + worker.GIVE_BACK_S + keeper.JOIN_S + pulse.FORGET_S
     assert runner.CANCEL_WAIT_S < worker.GIVE_BACK_S
     assert most + 2 <= STOP_MARGIN_S == limits.STOP_MARGIN_S
 

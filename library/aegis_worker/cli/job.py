@@ -92,7 +92,7 @@ def _parsed(text: str) -> Any:
 
 
 def _queue_of(task: str, queue: str | None, args: list[Any], kwargs: dict[str, Any]) -> str:
-    """Return the queue that has the task. Raises ``Failure`` if there is none, or the task does not take the arguments."""
+    """Return the queue that has the task. Raises ``Failure`` if none has it, or the arguments do not fit the task."""
     loaded, missing = load(known([queue]) if queue else project().names)
     if queue in missing:
         return queue  # its tasks cannot be loaded here, but its workers may know the task
@@ -150,7 +150,9 @@ def _cell(value: Any) -> str | Text:
 @app.command()
 def result(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the result.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the result.")
+    ] = 0,
     queue: Queue = None,
     json: Json = False,
 ) -> None:
@@ -182,7 +184,9 @@ def _show_result(job_id: str, ended: JobResult, json: bool) -> None:
 @app.command()
 def abort(
     job_id: Id,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the end of the job.")] = 10,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait at most this long for the end of the job.")
+    ] = 10,
     queue: Queue = None,
     json: Json = False,
 ) -> None:

@@ -120,7 +120,9 @@ def purge(
     known([name])
     depth = run(lambda pool: pool.zcard(full_name(name)))
     if depth and not yes:
-        typer.confirm(f"Remove the jobs that wait in {name}? It has {depth:,} jobs, running ones included.", abort=True, err=True)
+        typer.confirm(
+            f"Remove the jobs that wait in {name}? It has {depth:,} jobs, running ones included.", abort=True, err=True
+        )
 
     # At most as many as there were, so that the command ends even if a producer is faster.
     removed = run(lambda pool: admin.purge(pool, full_name(name), depth))

@@ -45,7 +45,9 @@ def task() -> None:
 
 @app.command()
 def ls(
-    queue: Annotated[list[str] | None, typer.Option("--queue", metavar="NAME", help="Only tasks of this queue.")] = None,
+    queue: Annotated[
+        list[str] | None, typer.Option("--queue", metavar="NAME", help="Only tasks of this queue.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the tasks: their queues, parameters, timeouts and tries.

@@ -261,7 +261,9 @@ async def server(redis: Redis) -> dict[str, Any]:
     asked = perf_counter()
     await redis.ping()
     latency = perf_counter() - asked
-    name = info.get("server_name", "redis")  # Valkey has its own version, and that of the Redis with which it is compatible
+    name = info.get(
+        "server_name", "redis"
+    )  # Valkey has its own version, and that of the Redis with which it is compatible
     return {
         "server": name.capitalize(),
         "version": info.get(f"{name}_version", info["redis_version"]),

@@ -1,4 +1,4 @@
-"""The health records of replicas in Redis. The registry of a queue names its replicas, so nothing scans the database."""
+"""The health records of replicas in Redis. A registry names the replicas, so nothing scans the database."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _state(data: bytes | None) -> dict[str, Any] | None:
 async def read(redis: Redis, queue_name: str) -> list[dict[str, Any]]:
     """Return the state of each replica of a queue, sorted by name.
 
-    Each has at least ``replica``, ``last_seen_ms`` and ``alive``. ``alive`` is False if the record has expired or cannot
-    be read. Then nothing else is known. A replica that was not seen for an hour is left out.
+    Each has at least ``replica``, ``last_seen_ms`` and ``alive``. ``alive`` is False if the record has expired, until
+    the replica leaves the registry, or if the record cannot be read. Then nothing else is known.
     """
     seen = await redis.zrange(keys.replicas(queue_name), 0, -1, withscores=True)
     if not seen:

@@ -48,7 +48,9 @@ def create_pool(config: Settings, *, queue_name: str | None = None) -> ArqRedis:
         "timeout": config.REDIS_CONNECTION_TIMEOUT,
     }
     file = config.secrets / "redis_password" if config.secrets else None
-    if file and file.exists() and file.read_text().strip() == where.password:  # else it comes from REDIS_URL or a variable
+    if (
+        file and file.exists() and file.read_text().strip() == where.password
+    ):  # else it comes from REDIS_URL or a variable
         options["credential_provider"] = FileLogin(where.username, file)
     else:
         options |= {"username": where.username, "password": where.password}

@@ -116,7 +116,9 @@ class _Link(asyncio.Protocol):
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=NOTHING
         )
         reader = cast(asyncio.StreamReader, made._reader)
-        self._writer = cast(asyncio.StreamWriter, made._writer)  # kept, because it closes its transport when it is deleted
+        self._writer = cast(
+            asyncio.StreamWriter, made._writer
+        )  # kept, because it closes its transport when it is deleted
         made._reader = made._writer = None
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
@@ -133,7 +135,9 @@ class _Link(asyncio.Protocol):
         if self.error:
             raise self.error
         packed = b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
-        replies = [self._loop.create_future() for _ in commands]  # not before: a command that cannot be packed gets no reply
+        replies = [
+            self._loop.create_future() for _ in commands
+        ]  # not before: a command that cannot be packed gets no reply
         self._replies += replies
         self._transport.write(packed)
         timer = self._loop.call_later(within_s, self._end, TimeoutError("no reply from Redis"))

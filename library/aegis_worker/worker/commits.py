@@ -1,4 +1,4 @@
-"""Group commit: ends of jobs that come about while one batch is on its way to Redis make the next one."""
+"""Group commit: the ends of jobs that come while one batch is sent to Redis form the next batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from aegis_worker.queue.settlement import Completed, Died, Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
-MOST_JOBS = 250  #: a batch: Redis does nothing else meanwhile
+MOST_JOBS = 250  #: in a batch, because Redis does nothing else meanwhile
 MOST_BYTES = 4 << 20
 
 Settled = Callable[[int], None]
 
 
 class Commits:
-    """Sends settlements in order, again and again until Redis has taken them; ``settled`` is given its ``Reply``."""
+    """Sends settlements to Redis in order, and repeats this until Redis has accepted them."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -30,22 +30,23 @@ class Commits:
         self._task = asyncio.create_task(self._run())
 
     def add(self, settlement: Settlement, settled: Settled) -> None:
+        """Send a settlement soon. Then ``settled`` is called with the ``Reply`` of Redis."""
         self._waiting.append((settlement, settled))
         self._idle.clear()
         self._more.set()
 
     @property
     def pending(self) -> bool:
-        """Whether something has not been taken yet."""
+        """Whether Redis has not accepted all settlements yet."""
         return not self._idle.is_set()
 
     def check(self) -> None:
-        """Raise what ended the task that stores, which does not end by itself."""
+        """Raise the error that ended the task of this object, if it has ended. It does not end by itself."""
         if self._task.done():
             self._task.result()
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until all is taken, or for so long; return whether it is."""
+        """Wait until Redis has accepted all, at most ``timeout_s`` seconds. Return whether it has."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -60,17 +61,19 @@ class Commits:
     async def _run(self) -> None:
         while True:
             await self._more.wait()
-            while batch := self._take():
-                tokens, replies = await self._until_taken([settlement for settlement, _ in batch])
+            while batch := self._next_batch():
+                tokens, replies = await self._send([settlement for settlement, _ in batch])
                 for (settlement, settled), token, reply in zip(batch, tokens, replies, strict=True):
                     if reply != Reply.DONE and settlement.lease.token != token:
-                        self._waiting.append((settlement, settled))  # it lapsed, and a claim of ours took it meanwhile
+                        self._waiting.append(
+                            (settlement, settled)
+                        )  # the lease lapsed, and this worker has claimed the job again meanwhile
                     else:
                         settled(reply)
             self._more.clear()
             self._idle.set()
 
-    def _take(self) -> list[tuple[Settlement, Settled]]:
+    def _next_batch(self) -> list[tuple[Settlement, Settled]]:
         count = size = 0
         while count < min(MOST_JOBS, len(self._waiting)) and size < MOST_BYTES:
             settlement = self._waiting[count][0]
@@ -83,8 +86,8 @@ class Commits:
         del self._waiting[:count]
         return batch
 
-    async def _until_taken(self, batch: list[Settlement]) -> tuple[list[str], list[int]]:
-        """Return the tokens of the leases as they were sent, and what became of each."""
+    async def _send(self, batch: list[Settlement]) -> tuple[list[str], list[int]]:
+        """Send a batch until Redis accepts it. Return the tokens that were sent, and a ``Reply`` for each."""
         failures = 0
         while True:
             tokens = [settlement.lease.token for settlement in batch]
@@ -94,8 +97,9 @@ class Commits:
                 if cancelled():
                     raise asyncio.CancelledError from error
                 failures += 1
-                logger.warning("Redis is unavailable (%s), %d ends wait", error or type(error).__name__, len(batch))
+                reason = error or type(error).__name__
+                logger.warning("Redis is unavailable (%s), the ends of %d jobs wait to be stored", reason, len(batch))
                 await asyncio.sleep(RECONNECT.delay(failures) + random.random() / 10)
             else:
-                # A batch that was sent again may have been taken the first time, and only the reply was lost.
+                # A batch that was sent again may have been accepted before, and only the reply was lost.
                 return tokens, [Reply.DONE if failures and reply == Reply.OVER else reply for reply in settled]

@@ -1,4 +1,4 @@
-"""The job that the code at hand runs for, for log lines to carry."""
+"""The job that the current code runs for. Log lines contain it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cron jobs: each run is enqueued once for all replicas, also where their clocks differ."""
+"""Cron jobs: each run is enqueued once for all replicas, even if their clocks differ."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from aegis_worker.queue.scripts import UNAVAILABLE, Script
 
 logger = logging.getLogger(__name__)
 
-#: Replicas that start within so many seconds of the first have one start, of which ``run_at_startup`` makes one run.
+#: Replicas that start within so many seconds of the first one count as one start. ``run_at_startup`` gives one run.
 ONE_START_S = 60
-AHEAD_MS = 5000  #: by which replicas' clocks may be ahead of Redis's
+AHEAD_MS = 5000  #: so much may the clock of a replica be ahead of the clock of Redis
 
 
 class Cron:
-    """Enqueues what is due; the last run that was enqueued is written down in Redis, for each cron job."""
+    """Enqueues the runs that are due. Redis keeps the time of the last run of each cron job that was enqueued."""
 
     def __init__(self, redis: ArqRedis, queue_name: str, replica: str, jobs: Sequence[CronJob]) -> None:
         self._redis = redis
@@ -32,8 +32,8 @@ class Cron:
         self._tick = Script(redis.execute_command, "tick")
 
     async def enqueue_due(self, now: datetime, ahead: timedelta) -> None:
-        """Enqueue the runs of up to so far ahead. Of those missed while Redis is away, one is made up for."""
-        # In order of time, since of two jobs of one name the later run says that the earlier is over.
+        """Enqueue the runs until ``now + ahead``. Of all runs that an outage of Redis has delayed, one is enqueued."""
+        # In order of time: of two cron jobs with one name, the later run would suppress the earlier one.
         for job in sorted(self._jobs, key=lambda job: job.next_run or now):
             at, starts = job.next_run or now, job.next_run is None
             if at >= now + ahead:
@@ -42,13 +42,13 @@ class Cron:
                 if (job.run_at_startup or not starts) and not await self._enqueue(job, at, starts=starts):
                     continue
             except UNAVAILABLE:
-                raise  # it is tried again
+                raise  # the caller tries again
             except Exception:
                 logger.exception("cron job %s cannot be enqueued", job.name)
             job.calculate_next(max(at, now))
 
     async def _enqueue(self, job: CronJob, at: datetime, *, starts: bool = False) -> bool:
-        """Return False where it is too early, by Redis's clock."""
+        """Enqueue a run. Return False if it is too early by the clock of Redis."""
         if not job.unique:
             await self._redis.enqueue_job(job.name, _job_id=job.job_id, _queue_name=self._queue, _defer_until=at)
             return True

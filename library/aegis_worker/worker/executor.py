@@ -1,4 +1,4 @@
-"""Runs the code of one job after its claim, and says how the claim is to be settled."""
+"""Runs the code of a claimed job, and decides how its claim is settled."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from aegis_worker.worker.runs import Cause, Run
 
 logger = logging.getLogger(__name__)
 
-MOST_RESULT_BYTES = 256 << 20  #: Redis takes no value of more than twice that (``proto-max-bulk-len``)
-#: ``Job.abort`` makes a deferred job due by this score, one step before it asks for the abort.
+MOST_RESULT_BYTES = 256 << 20  #: half of the largest value that Redis accepts (``proto-max-bulk-len``)
+#: arq's ``Job.abort`` gives a deferred job this score, one step before it requests the abort.
 ABORT_SCORE = 1
 
 
 class JobOptions(Protocol):
-    """What an executor reads of its worker: arq's own attributes, and three of ours."""
+    """The attributes of the worker that an executor reads: those of arq, and three of ours."""
 
     functions: dict[str, Function | CronJob]
     queue_name: str
@@ -74,15 +74,15 @@ Counter = Literal["jobs_complete", "jobs_failed", "jobs_retried"]  #: arq's own 
 
 @dataclass(slots=True)
 class Ending:
-    """How a run has ended, for Redis to hear."""
+    """How a run has ended, and what to do after Redis has stored it."""
 
     settlement: Settlement
-    after: Callable[[], Coroutine[Any, Any, None]] | None = None  #: to be awaited once Redis has heard
-    counter: Counter | None = None  #: what counts it; None where no try of the job has ended
+    after: Callable[[], Coroutine[Any, Any, None]] | None = None  #: called when the end is stored
+    counter: Counter | None = None  #: the counter of this end; None if no try of the job has ended
 
 
 class Executor:
-    """Executes runs, any number at a time; what it needs of the worker it reads for each."""
+    """Executes runs, any number at a time. It reads the options of the worker again for each run."""
 
     def __init__(self, options: JobOptions, redis: Redis, peers: Peers) -> None:
         self._options = options
@@ -92,15 +92,15 @@ class Executor:
         self._short_name = keys.short_name(options.queue_name)
 
     async def execute(self, run: Run) -> Ending | None:
-        """Run a claimed job; return how it ended, None if its lease was lost.
+        """Run a claimed job. Return how it ended, or None if its lease was lost.
 
-        Whatever goes wrong on the way ends the job, too. Raises ``CancelledError`` where its own task is cancelled.
+        Any error on the way ends the job, too. Raises ``CancelledError`` if the current task is cancelled.
         """
         options, claim = self._options, run.claim
         run.started_ms = timestamp_ms()
         try:
             if claim.payload is None and claim.due_ms == ABORT_SCORE:
-                # It ended while its abort put it into the queue again.
+                # The job has ended, but the abort has put its id into the queue again.
                 return Ending(Completed(claim.lease))
             try:
                 run.job = job = read(claim, options.job_deserializer)
@@ -124,22 +124,22 @@ class Executor:
             if options.on_job_end:
                 try:
                     await self._call_hook("on_job_end", ctx)
-                except asyncio.CancelledError:  # at the end of a drain; the job itself is done
+                except asyncio.CancelledError:  # at the end of a drain; the job itself has ended
                     logger.error("on_job_end did not end in time")
             ending = self._end(run, outcome) if isinstance(outcome, Ended) else self.requeue(run, outcome)
             if options.after_job_end:
                 ending.after = partial(self._call_hook, "after_job_end", ctx)
             return ending
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and cancelled():  # or somebody's code has raised it
+            if isinstance(error, asyncio.CancelledError) and cancelled():  # else the code of a task has raised it
                 raise
-            logger.critical("ended outside its bounds", exc_info=error)
+            logger.critical("the code that runs the job failed", exc_info=error)
             return self._end(run, Ended(False, error, "failed"))
 
     def _function_of(self, run: Run) -> Function | CronJob:
-        """Return what the job is to run. Raises ``Refusal`` where it may not."""
+        """Return the function of the job. Raises ``Refusal`` if the job must not run here."""
         job, claim = run.job, run.claim
-        # An older request was for a job that had this id before.
+        # An older request was for another job, which had this id before.
         asked = claim.abort_ms is not None and claim.abort_ms >= job.enqueued_ms
         if asked or claim.due_ms == ABORT_SCORE:
             raise Refusal("aborted", asyncio.CancelledError())
@@ -152,19 +152,19 @@ class Executor:
         return function
 
     async def _refused(self, run: Run, refusal: Refusal) -> Ending:
-        """Return the end of a job that is not run here; one whose function is not known may be left to others."""
+        """Return the end of a job that is not run here. If its function is unknown, other replicas may run it."""
         run.interruptible = False
         if isinstance(refusal, UnknownFunction) and await self._peers.know(run.job.function):
-            return Ending(Retried(run.claim.lease, int(self._peers.leave() * 1000)))
+            return Ending(Retried(run.claim.lease, int(self._peers.give_back() * 1000)))
         if isinstance(refusal, Exhausted):
-            # Say what the last try has raised that lived to tell of it.
+            # Report the error of the last try that stored one.
             with suppress(*UNAVAILABLE):
                 if raised := await self._redis.get(keys.RAISED + run.claim.lease.job_id):
                     refusal = Exhausted(refusal.max_tries, raised.decode(errors="replace"))
         return self.refuse(run, refusal)
 
     async def _try(self, run: Run, function: Function | CronJob, ctx: dict[Any, Any]) -> Ended | Requeued | None:
-        """Run the job's code; return what is to become of it, None where that is no longer ours to say."""
+        """Run the code of the job. Return what to do with the job, or None if another worker has its lease now."""
         job, options = run.job, self._options
         timeout_s = options.job_timeout_s if function.timeout_s is None else function.timeout_s
         timer = None
@@ -182,13 +182,13 @@ class Executor:
                 timer = self._loop.call_later(timeout_s, run.interrupt, Cause.TIMEOUT)
             result = await function.coroutine(ctx, *job.args, **job.kwargs)
             return Ended(True, result)
-        except BaseException as raised:  # SystemExit, say, would end the loop
+        except BaseException as raised:  # a SystemExit, for example, would end the event loop
             error = raised
         finally:
             run.interruptible = False
             if timer:
                 timer.cancel()
-        if run.cause and run.task:  # whatever was raised came of our interruption
+        if run.cause and run.task:  # any error comes from our interruption
             run.task.uncancel()
             if run.cause is Cause.LOST:
                 return None
@@ -197,7 +197,7 @@ class Executor:
             if run.cause is Cause.ABORT:
                 return Ended(False, asyncio.CancelledError(), "aborted")
             interrupted, error = error, TimeoutError(f"not done in {timeout_s:g}s")
-            error.__cause__ = interrupted  # which tells where
+            error.__cause__ = interrupted  # its traceback shows where
         run.error = error
         outcome = decide(
             error,
@@ -216,7 +216,7 @@ class Executor:
     # -- endings -----------------------------------------------------------------------------------------------------
 
     def refuse(self, run: Run, refusal: Refusal) -> Ending:
-        """Return the end of a job that is not run, or not run again."""
+        """Return the end of a job that is not run, or is not tried again."""
         logger.warning("not run: %s", refusal)
         return self._end(run, refusal.end)
 
@@ -226,11 +226,11 @@ class Executor:
             raised = raised_by(run.error) if run.error else ""
             retried = Retried(run.claim.lease, int(outcome.wait_s * 1000), run.job.tries, raised)
             return Ending(retried, counter="jobs_retried")
-        logger.info("given back, its try does not count")
+        logger.info("given back; the try does not count")
         return Ending(Returned(run.claim.lease, run.claim.due_ms), counter="jobs_retried")
 
     def _end(self, run: Run, end: Ended) -> Ending:
-        """Return the end of a run whose job is over."""
+        """Return the end of a run whose job has ended."""
         finished_ms = timestamp_ms()
         options, function = self._options, run.function
         keep_s, forever = options.keep_result_s, options.keep_result_forever
@@ -252,8 +252,9 @@ class Executor:
         return Ending(Died(lease, result, keep_ms, letter, run.claim.payload or b""), counter="jobs_failed")
 
     def _serialized(self, run: Run, end: Ended, finished_ms: int) -> tuple[Ended, bytes]:
-        """Return how the job ended and its result as arq stores it; nothing of it where its arguments are what cannot
-        be serialized. A success whose result cannot be is a failure, since whoever waits for it would wait in vain.
+        """Return how the job ended, and its result as arq stores it, or ``b""`` if the arguments cannot be serialized.
+
+        A success becomes a failure if its result cannot be serialized. Else a producer would wait for it in vain.
         """
         record = {
             "t": run.job.tries,
@@ -270,7 +271,7 @@ class Executor:
         }
         try:
             return end, self._packed(record)
-        except BaseException as error:  # not by arq's serialize_result, which does not tell what was wrong
+        except BaseException as error:  # arq's serialize_result would not say what is wrong
             ended = (
                 "the job succeeded, but its result"
                 if end.success
@@ -284,17 +285,20 @@ class Executor:
         try:
             return end, self._packed(record | {"s": False, "r": failure})
         except BaseException:
-            logger.critical("no result can be stored", exc_info=True)
+            logger.critical("no result of the job can be stored", exc_info=True)
             return end, b""
 
     def _packed(self, record: dict[str, Any]) -> bytes:
-        """Return a result as the queue's serializer writes it. Raises what that raises, ``TypeError`` where it gives no
-        bytes, and ``ValueError`` where these are more than Redis takes."""
+        """Return a result as bytes.
+
+        Raises the errors of the queue's serializer, ``TypeError`` if it returns no bytes, and ``ValueError`` if it
+        returns too many.
+        """
         packed = (self._options.job_serializer or pickle.dumps)(record)
         if not isinstance(packed, bytes):
-            raise TypeError(f"the serializer gives {type(packed).__name__}, not bytes")
+            raise TypeError(f"the serializer returned {type(packed).__name__}, not bytes")
         if len(packed) > MOST_RESULT_BYTES:
-            raise ValueError(f"{len(packed)} bytes are more than {MOST_RESULT_BYTES}")
+            raise ValueError(f"it has {len(packed):,} bytes, and the limit is {MOST_RESULT_BYTES:,}")
         return packed
 
     def _max_tries(self, function: Function | CronJob) -> int:
@@ -304,7 +308,7 @@ class Executor:
         current_job.set(RunningJob(run.claim.lease.job_id, self._short_name, run.job.function, run.job.tries))
 
     async def _call_hook(self, name: str, ctx: dict[Any, Any]) -> None:
-        """Call a job's hook; what it raises is logged, and neither ends the worker nor changes the job's end."""
+        """Call a hook of the job. Its errors are logged, and change neither the worker nor the end of the job."""
         try:
             await getattr(self._options, name)(ctx)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""What a worker does after a poll: a pure decision, by what it has seen."""
+"""Decides what a worker does after a poll. The decision depends only on what the poll has seen."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from math import inf
 
 IDLE_POLL_S = 5.0  #: between two polls of a worker that is notified of new jobs
-SOON_S = 0.05  #: what is due by then is waited for here, since a claim that waits in Redis takes one job only
-BLOCKED_POLL_S = 1.0  #: while jobs are due that stock workers run, or that have to wait for others to end
+SOON_S = 0.05  #: for jobs that are due so soon the worker itself waits: a claim that waits in Redis takes only one job
+BLOCKED_POLL_S = 1.0  #: between two polls while due jobs run in stock workers, or wait for other jobs to end
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Nothing more can be claimed until a job ends, or its end is stored, or the rate limit allows for more."""
+    """Nothing can be claimed until a job ends, the end of a job is stored, or the rate limit allows more jobs."""
 
     wait_s: float = IDLE_POLL_S
 
@@ -26,14 +26,14 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing is due before this time is over, unless the worker is notified."""
+    """Nothing is due before this time has passed, unless the worker is notified."""
 
     wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """The same, and the next claim waits in Redis meanwhile, for so long at most."""
+    """The same, and meanwhile the next claim waits in Redis, at most for this time."""
 
     wait_s: float
 
@@ -48,26 +48,29 @@ class Seen:
     free: float  #: slots before the claim
     wanted: int  #: jobs that were asked for
     jobs: int  #: that were claimed
-    reclaimed: bool = False  #: the first had a lease that lapsed; it may be one that runs here, and took no new slot
-    next_s: float = inf  #: until something falls due
-    blocked: bool = False  #: jobs may be due that cannot be had now
-    limited: bool = False  #: the rate limit keeps jobs back
-    began_to_listen: bool = False  #: a job may have come just before
-    notified: bool = False  #: whether new jobs wake this worker, so that it need not poll for them
+    reclaimed: bool = False  #: the lease of the first job had lapsed; the job may run here already, without a new slot
+    next_s: float = inf  #: seconds until the next job is due
+    blocked: bool = False  #: jobs may be due that cannot be claimed now
+    limited: bool = False  #: the rate limit does not allow more jobs now
+    began_to_listen: bool = False  #: the worker has just begun to listen: a job may have come before
+    notified: bool = False  #: whether new jobs wake this worker, so that it does not have to poll
 
     @property
     def idle(self) -> bool:
-        """Whether no more jobs are due than it has slots for."""
+        """Whether the worker had enough slots for all due jobs."""
         return not (self.limited or self.filled) and self.jobs < self.wanted
 
     @property
     def filled(self) -> bool:
-        """Whether the claim has taken all slots."""
+        """Whether the claimed jobs take all slots."""
         return self.jobs == self.free and not self.reclaimed
 
 
 def after(seen: Seen, poll_s: float) -> Next:
-    """Return what to do after a poll; ``poll_s`` is between two polls of a worker that is not notified."""
+    """Return what to do after a poll.
+
+    :param poll_s: seconds between two polls of a worker that is not notified of new jobs
+    """
     if seen.limited:
         return Busy(min(seen.next_s, IDLE_POLL_S))
     if seen.filled:

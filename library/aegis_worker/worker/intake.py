@@ -1,4 +1,4 @@
-"""Claims jobs for the slots that are free; what a worker that idles waits for is in ``wake.py``."""
+"""Claims jobs for the free slots. How an idle worker waits for jobs is in ``wake.py``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from aegis_worker.worker.peers import Peers
 from aegis_worker.worker.runner import Runner
 from aegis_worker.worker.wake import Listener
 
-MOST_CLAIMED = 128  #: at a time: while Redis sees to the next batch, the jobs of the last one run
+MOST_CLAIMED = 128  #: in one claim, so that the first jobs run while Redis handles the next claim
 
 
 class PollOptions(Protocol):
-    """What an intake reads of its worker: arq's own attributes."""
+    """The attributes of the worker that an intake reads. They are arq's."""
 
-    allow_pick_jobs: bool  #: read before a claim, and when its reply is there
+    allow_pick_jobs: bool  #: read before a claim, and when its reply has come
     burst: bool
     poll_delay_s: float  #: between two polls of a worker that is not notified of new jobs
 
@@ -30,7 +30,8 @@ class PollOptions(Protocol):
 class Intake:
     """Polls the queue.
 
-    :param startable: how many jobs may be started at all from now on
+    :param startable: returns how many more jobs this worker may start
+    :param lease_s: seconds that a lease lasts
     """
 
     def __init__(
@@ -54,17 +55,17 @@ class Intake:
         self._startable = startable
         self._lease_s = lease_s
         self._next: Next = Again()
-        self._notified = False  # of a job since the last poll
-        self._unanswered = False  # Redis may have taken a claim whose jobs we do not run
-        self.backlogged = False  #: slots are free, but too many ends wait to be stored
-        self.exhausted = False  #: the last poll found nothing due, and nothing that may be due came about since
+        self._notified = False  # of a job, since the last poll
+        self._unanswered = False  # Redis may have done a claim whose reply did not come
+        self.store_full = False  #: slots are free, but too many ends of jobs wait to be stored
+        self.exhausted = False  #: the last poll found no due job, and no job can have become due since
 
     def notify(self) -> None:
-        """Say that a job was enqueued, and that no claim of ours waits for it."""
+        """Note that a job was enqueued while no claim of this worker waited for it."""
         self._notified = True
 
     async def poll(self) -> Next:
-        """Claim jobs for the slots that are free; return what to do after it. Raises what redis-py raises."""
+        """Claim jobs for the free slots. Return what to do next. Raises redis-py's errors."""
         previous, self._next = self._next, Again()
         self._next = await self._poll(previous)
         return self._next
@@ -73,19 +74,19 @@ class Intake:
         free = min(self._runner.free, self._startable())
         wanted = int(min(free, MOST_CLAIMED, self._runner.room))
         if not self._options.allow_pick_jobs or wanted <= 0:
-            self.backlogged = free > 0
+            self.store_full = free > 0
             await self._listener.release()
-            return Busy()  # the end of a job wakes us, or that it is stored
-        self.backlogged = False
+            return Busy()  # until a job ends, or its end is stored
+        self.store_full = False
         notified, self._notified = self._notified, False
-        self.exhausted = True  # unless something comes about meanwhile
+        self.exhausted = True  # during the claim, others may set it to False
         parked = isinstance(previous, Park) and not notified and self._listener.proved
         if parked:
-            wanted = 1  # its reply is small, and so is what a worker takes that stands still meanwhile
+            wanted = 1  # a worker that freezes meanwhile can take only one job, and the reply is small
         claims = await self._claim(wanted, previous.wait_s if parked else 0)
         if claims.jobs or claims.blocked or claims.limited:
             self.exhausted = False
-        if claims.jobs and parked and self._listener.unprompted:
+        if claims.jobs and parked and self._listener.timed_out:
             self._listener.doubt()
         seen = Seen(
             free=free,
@@ -104,9 +105,9 @@ class Intake:
         return idle.after(seen, self._options.poll_delay_s)
 
     async def _listen(self, *, parked: bool, quiet: bool) -> bool:
-        """See to it that new jobs wake us; return whether we begin to listen, since a job may have come just before.
+        """Make new jobs wake this worker. Return whether it has just begun to listen: a job may have come before.
 
-        :param quiet: nothing has come over the listener's connection lately, so that it has to be tried
+        :param quiet: nothing has come over the listener's connection lately, so the connection has to be checked
         """
         listener = self._listener
         if not self._options.burst:
@@ -118,7 +119,7 @@ class Intake:
         return False
 
     async def _claim(self, wanted: int, wait_s: float) -> Claims:
-        """Claim up to so many jobs and start them; with ``wait_s`` the claim waits in Redis for so long at most."""
+        """Claim at most ``wanted`` jobs and start them. The claim waits in Redis for at most ``wait_s`` seconds."""
         asked = monotonic()
         wait = partial(self._listener.park, within_s=wait_s) if wait_s else None
         self._unanswered = True
@@ -127,11 +128,11 @@ class Intake:
             self._runner.start(claim, begin=self._options.allow_pick_jobs)  # a signal may have come meanwhile
         self._unanswered = False
         if wait and claims.jobs:
-            self._keeper.renew_soon()  # from then on they count as tried
+            self._keeper.renew_soon()  # only then the tries of these jobs count
         return claims
 
     async def _still_ours(self, jobs: list[Claim], asked: float) -> list[Claim]:
-        """Return the claims that are still ours: if we stood still for half a lease, others may have taken some."""
+        """Return the claims that are still ours. If this process stood still, other workers may have some of them."""
         while jobs and monotonic() - asked > self._lease_s / 2:
             asked = monotonic()
             lost = await self._scripts.renew(claim.lease for claim in jobs)
@@ -139,7 +140,7 @@ class Intake:
         return jobs
 
     async def recover(self) -> None:
-        """After an outage: renew our own leases, and give back claims whose replies were lost."""
+        """After an outage of Redis: renew our leases, and give back the claims whose replies were lost."""
         runs = self._runner.runs
         runs.lose(await self._scripts.renew(runs.leases()))
         await self._recall()

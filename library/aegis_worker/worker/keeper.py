@@ -1,4 +1,7 @@
-"""A thread that renews leases and watches the event loop, so that a blocked loop neither loses its jobs nor goes on."""
+"""A thread that renews leases and watches the event loop.
+
+A blocked event loop does not lose its jobs, and its process ends if it is blocked for too long.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,25 @@ from aegis_worker.redis.wire import Wire
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-JOIN_S = 0.5  #: a thread that waits for Redis ends by itself, later
+JOIN_S = 0.5  #: wait for the end of the thread; if it waits for Redis, it ends later, by itself
 START_S = 5.0
-LOG_S = 1.0  #: what a line of the log may take
+LOG_S = 1.0  #: most time that a line of the log may take
 BLOCKED_EXIT_CODE = 70  #: EX_SOFTWARE of sysexits.h
 
 
 class Keeper:
-    """Runs from ``start()`` to ``stop()``, with an event loop and a connection of its own.
+    """Runs from ``start()`` to ``stop()``, with its own event loop and its own connection.
 
-    :param pool: how to connect
+    :param pool: its options are used to connect
     :param scripts: makes the scripts for a connection
-    :param leases: gives those that are to be kept; called in the thread
-    :param lost: told of those that are somebody else's now; called in the thread
-    :param blocked_log_s: a loop that does not turn for so long has its stack logged
-    :param blocked_exit_s: one that does not turn for so long ends the process
-    :param listens: whether the loop is to hear of jobs; while it does not turn, ``bell`` is rung every tick instead
+    :param leases: returns the leases to renew; called in the thread
+    :param lost: called in the thread with the leases that other workers have now
+    :param lease_s: seconds that a lease lasts
+    :param blocked_log_s: after so many seconds, the stack of a blocked event loop is logged
+    :param blocked_exit_s: after so many seconds, a blocked event loop ends the process
+    :param listens: returns whether the worker listens for new jobs; while its loop is blocked, the thread rings the
+        bell every tick instead
+    :param bell: the key of the bell
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class Keeper:
         bell: str,
     ) -> None:
         self._every_s = lease_s / RENEWALS_PER_LEASE
-        self._wire = Wire(pool, timeout_s=self._every_s / 2)  # so that there is time for another try
+        self._wire = Wire(pool, timeout_s=self._every_s / 2)  # leaves time for another try
         self._scripts = scripts(self._wire.call)
         self._ring = Script(self._wire.call, "wake")
         self._listens, self._bell = listens, bell
@@ -74,21 +80,21 @@ class Keeper:
         self._beat()
         self._thread.start()
         if not self._ready.wait(START_S):
-            raise RuntimeError("the thread that renews leases does not start")
+            raise RuntimeError("the thread that renews leases did not start")
 
     def renew_soon(self) -> None:
         """Renew at the next tick."""
         self._soon = True
 
     def check(self) -> None:
-        """Raise ``RuntimeError`` where the thread has ended, which it does not by itself."""
+        """Raise ``RuntimeError`` if the thread has ended. It does not end by itself."""
         if not self._thread.is_alive():
             raise RuntimeError("the thread that renews leases has ended")
 
     async def stop(self) -> None:
         if self._thread.is_alive():
             self._own_loop.call_soon_threadsafe(self._stopping.set)
-            with contextlib.suppress(TimeoutError):  # not by the loop's executor, which jobs may fill
+            with contextlib.suppress(TimeoutError):  # without the loop's executor: the threads of jobs may fill it
                 await asyncio.wait_for(self._ended.wait(), JOIN_S)
         if self._turn:
             self._turn.cancel()
@@ -124,7 +130,7 @@ class Keeper:
     async def _renew(self) -> bool:
         leases = list(self._leases())
         if not leases:
-            with contextlib.suppress(*UNAVAILABLE):  # so that there is a connection once there are some
+            with contextlib.suppress(*UNAVAILABLE):  # to have a connection when there are leases
                 await self._wire.call("PING")
             return True
         try:
@@ -137,8 +143,11 @@ class Keeper:
         return True
 
     def _watch(self) -> None:
-        """Called every tick. Ticks are counted, not time: while the whole process stands still, none goes by."""
-        if self._turned or not self._loop.is_running():  # one that has ended is not blocked
+        """Check the event loop. Called every tick.
+
+        Ticks are counted, and not time: while the whole process stands still, its loop is not blocked.
+        """
+        if self._turned or not self._loop.is_running():  # a loop that has ended is not blocked
             self._turned, self._ticks, self._logged = False, 0, False
             return
         self._ticks += 1
@@ -148,15 +157,16 @@ class Keeper:
         if not self._logged or blocked_s >= self._exit_s:
             frame = sys._current_frames().get(self._watched)
             stack = "".join(traceback.format_stack(frame)) if frame else ""
-            _log(logging.ERROR, "the event loop has not turned for %.1fs; it is in\n%s", blocked_s, stack)
+            _log(logging.ERROR, "the event loop has not turned for %.1fs; its stack:\n%s", blocked_s, stack)
             self._logged = True
         if blocked_s >= self._exit_s:
-            _log(logging.CRITICAL, "ending the process: blocked for %.1fs, the limit is %.1fs", blocked_s, self._exit_s)
+            text = "the event loop has not turned for %.1fs, and the limit is %.1fs: the process ends"
+            _log(logging.CRITICAL, text, blocked_s, self._exit_s)
             os._exit(BLOCKED_EXIT_CODE)
 
 
 def _log(level: int, message: str, *values: object) -> None:
-    """Log in a thread, and go on after ``LOG_S``: the loop may be blocked by the log itself, which nobody reads."""
+    """Log in a thread, and go on after ``LOG_S``. The log itself may block, if nobody reads it."""
     thread = threading.Thread(target=logger.log, args=(level, message, *values), daemon=True)
     thread.start()
     thread.join(LOG_S)

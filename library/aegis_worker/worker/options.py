@@ -1,4 +1,4 @@
-"""The options of a worker, as a ``WorkerSettings`` class gives them."""
+"""The options of a worker in a ``WorkerSettings`` class."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 
 def attributes(settings_class: type | dict[str, Any]) -> dict[str, Any]:
-    """Return the public attributes of a class, and those that it inherits; or the entries of a dict, which arq takes
-    too."""
+    """Return the public attributes of a class, also those that it inherits. A dict, which arq allows, is returned."""
     if isinstance(settings_class, dict):
         return settings_class
     found: dict[str, Any] = {}
@@ -18,7 +17,7 @@ def attributes(settings_class: type | dict[str, Any]) -> dict[str, Any]:
 
 
 def parameters(worker_class: type) -> set[str]:
-    """Return the names of the arguments that a worker's class takes, also where its ``__init__`` passes some on."""
+    """Return the names of the arguments of a worker's class, also those that its ``__init__`` passes on."""
     names: set[str] = set()
     for cls in worker_class.__mro__:
         if "__init__" not in vars(cls):

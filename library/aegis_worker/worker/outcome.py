@@ -1,4 +1,4 @@
-"""What becomes of a job: decided by its payload, by its tries, and by what its code has raised."""
+"""Decides how a job goes on, by its payload, its tries and the error of its code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from aegis_worker.queue.scripts import LATEST_MS, MOST_TRIES, UNREAD_FUNCTION, C
 
 RetryOn = type[Exception] | tuple[type[Exception], ...]
 
-MOST_TOLD = 1 << 15  #: characters of an error, and of its traceback's end, in a dead letter
+MOST_CHARACTERS = 1 << 15  #: of an error, and of the end of its traceback, in a dead letter
 
-#: A job with no time limit is taken for dead after so long when all workers that know better are gone.
+#: After so long, a job without a timeout counts as dead, if no worker is left that knows about its lease.
 NO_TIMEOUT_S = 86_400
 
 
@@ -37,7 +37,7 @@ UNREAD = Job(UNREAD_FUNCTION, (), {}, 1, 0)
 
 
 class Refusal(Exception):
-    """A job is not run, but ends: ``error`` becomes its result, ``reason`` stands in its dead letter."""
+    """A job ends, and is not run. ``error`` becomes its result, and ``reason`` is in its dead letter."""
 
     def __init__(self, reason: str, error: BaseException) -> None:
         super().__init__(str(error) or reason)
@@ -45,7 +45,7 @@ class Refusal(Exception):
 
 
 class Expired(Refusal):
-    """A job is not run, or not again: its payload's time to live has passed."""
+    """A job is not run, or is not tried again, because the time to live of its payload has passed."""
 
     def __init__(self, cause: BaseException | None = None) -> None:
         error = JobExecutionFailed("job expired")
@@ -54,7 +54,7 @@ class Expired(Refusal):
 
 
 class Exhausted(Refusal):
-    """A job is not run again: all its tries are over, the last without a word of how it ended."""
+    """A job is not tried again: all its tries are over, and the last one ended without a report."""
 
     def __init__(self, max_tries: int, raised: str = "") -> None:
         self.max_tries = max_tries
@@ -62,7 +62,7 @@ class Exhausted(Refusal):
 
 
 class UnknownFunction(Refusal):
-    """A job is not run here; another replica may know its function."""
+    """A job is not run here. Another replica may know its function."""
 
     def __init__(self, function: str) -> None:
         super().__init__("unknown function", JobExecutionFailed(f"function {function!r} not found"))
@@ -70,7 +70,7 @@ class UnknownFunction(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job is over: its result, or the exception that ended it; ``reason`` is a dead letter's."""
+    """The job has ended. ``result`` is its result or its error, and ``reason`` is for the dead letter."""
 
     success: bool
     result: Any
@@ -82,11 +82,11 @@ class Requeued:
     """The job goes back to its queue."""
 
     wait_s: float = 0
-    counts: bool = True  #: False: the try is taken back, since it was not the job's fault that it ended
+    counts: bool = True  #: whether the try counts; False if it ended because the worker stops
 
 
 def read(claim: Claim, deserializer: Deserializer | None) -> Job:
-    """Decode a claim's payload. Raises ``Refusal`` where it has expired, cannot be decoded, or is no job."""
+    """Decode the payload of a claim. Raises ``Refusal`` if it has expired, cannot be decoded, or is not a job."""
     if claim.payload is None:
         raise Expired
     try:
@@ -94,7 +94,7 @@ def read(claim: Claim, deserializer: Deserializer | None) -> Job:
     except DeserializationError as error:
         error.args = (f"{error}: {error.__cause__}",)
         raise Refusal("undecodable", error) from error
-    # A deserializer that runs no code still passes on what anybody wrote.
+    # Also a safe deserializer returns values of any type.
     first_try = 0 if first_try is None else first_try
     if not (
         isinstance(function, str)
@@ -106,7 +106,7 @@ def read(claim: Claim, deserializer: Deserializer | None) -> Job:
         and isinstance(enqueued_ms, int)
         and 0 <= enqueued_ms < LATEST_MS
     ):
-        raise Refusal("undecodable", DeserializationError("payload is no job"))
+        raise Refusal("undecodable", DeserializationError("payload is not a job"))
     return Job(function, tuple(args), kwargs, max(claim.tries, first_try), enqueued_ms)
 
 
@@ -119,11 +119,13 @@ def decide(
     retry_on: RetryOn = Exception,
     retry_jobs: bool = True,
 ) -> Ended | Requeued:
-    """Say what is to become of a job whose try ended with ``error``.
+    """Decide how a job goes on whose try raised ``error``.
 
-    ``arq.Retry`` asks for another try at a time of its own; any other of ``retry_on`` is tried again where the
-    queue has a ``backoff``; cancellation that nobody asked for, and ``RetryJob``, at once. The last try's own error is
-    kept.
+    - ``arq.Retry`` asks for another try after its own wait.
+    - ``RetryJob``, and a cancellation that nobody requested, ask for another try at once.
+    - The exceptions in ``retry_on`` are tried again if the queue has a ``backoff``.
+
+    After the last try, the job ends with its error.
     """
     reason = "timeout" if isinstance(error, TimeoutError) else "failed"
     wanted = isinstance(error, Retry | RetryJob | asyncio.CancelledError)
@@ -137,7 +139,7 @@ def decide(
 
 
 def _exhausted(retry: BaseException, max_tries: int) -> JobExecutionFailed:
-    """Return arq's error for a last try that asked for another one; it says what was raised before that."""
+    """Return arq's error for a last try that asked for another one. It contains the cause of that."""
     error = _exceeded(max_tries, raised_by(retry))
     error.__cause__ = retry
     return error
@@ -148,7 +150,7 @@ def _exceeded(max_tries: int, raised: str) -> JobExecutionFailed:
 
 
 def raised_by(error: BaseException) -> str:
-    """Return what went wrong in a try, shortened; of one that only asks for another, what was raised before that."""
+    """Return the error of a try as a short text. If the try only asks for another one, it is the cause of that."""
     if isinstance(error, Retry | RetryJob | asyncio.CancelledError):
         raised = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         return f"{described(raised):.500}" if raised else ""
@@ -156,7 +158,7 @@ def raised_by(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return ``repr(error)``, or its class's name where that fails: it may be anybody's."""
+    """Return ``repr(error)``, or the name of its class if ``repr`` fails, because it may be the code of any class."""
     try:
         return repr(error)
     except Exception:
@@ -164,13 +166,13 @@ def described(error: BaseException) -> str:
 
 
 def dead_letter(job: Job, error: BaseException, reason: str) -> str:
-    """Return what is kept of a job's death beside its payload, as JSON."""
+    """Return the dead letter of a job without its payload, as JSON."""
     letter = {
         "function": job.function,
         "reason": reason,
-        "tries": job.tries - (reason == "tries exhausted"),  # that which was refused is none
-        "error": described(error)[:MOST_TOLD],
-        "traceback": "".join(traceback.format_exception(error))[-MOST_TOLD:],
+        "tries": job.tries - (reason == "tries exhausted"),  # the refused try did not begin
+        "error": described(error)[:MOST_CHARACTERS],
+        "traceback": "".join(traceback.format_exception(error))[-MOST_CHARACTERS:],
         "enqueued_ms": job.enqueued_ms,
         "died_ms": int(time() * 1000),
     }

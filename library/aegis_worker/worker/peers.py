@@ -1,4 +1,7 @@
-"""What other replicas know: while their versions differ, a job that this one cannot run is left to one that can."""
+"""The functions that other replicas know.
+
+While replicas have different versions, a job that this replica cannot run goes back to the queue for one that can.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from aegis_worker.queue.scripts import UNAVAILABLE
 
 logger = logging.getLogger(__name__)
 
-GOOD_FOR_S = 1.0
-LEFT_FOR_S = 0.2  #: a job that is left to others is due after so long, and the next one a turn later,
-TURN_S = 0.005  #: so that a backlog of them costs each replica some 200 claims a second, however long it is
-DOUBT_S = 30.0  #: after an outage, for others to notice that they are connected again, and to write their records
-AFTER_YOU_S = 0.03  #: by so much later than others looks a replica that has just left them a job
+CACHE_S = 1.0  #: how long the known functions are used before they are read again
+GIVEN_BACK_S = 0.2  #: a job that goes back for other replicas is due after so long,
+TURN_S = 0.005  #: and the next one so much later: then many such jobs cost each replica only 200 claims a second
+DOUBT_S = 30.0  #: after an outage: time for other replicas to connect again and to write their records
+HEAD_START_S = 0.03  #: a replica that has just given back such a job claims so much later than others
 
 
 class Peers:
-    """The queue's replicas that claim jobs, as their health records tell."""
+    """The replicas that claim jobs of the queue, by their health records."""
 
     def __init__(self, redis: Redis, queue_name: str) -> None:
         self._redis = redis
@@ -32,37 +35,39 @@ class Peers:
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._turn = 0.0
-        self._left_at = float("-inf")
+        self._gave_back_at = float("-inf")
 
     async def know(self, function: str) -> bool:
-        """Whether one of them may know a function: a yes may be a second old, a no is not older than the call."""
+        """Return whether another replica may know a function. True may be a second old, False is up to date."""
         asked = monotonic()
-        if function in self._known and asked - self._read_at < GOOD_FOR_S:
+        if function in self._known and asked - self._read_at < CACHE_S:
             return True
         async with self._reading:
-            if self._read_at <= asked:  # else somebody who waited as well has read for all
+            if self._read_at <= asked:  # else another call has read them meanwhile
                 read_at = monotonic()
                 try:
                     self._known = await replicas.known(self._redis, self._queue)
                 except UNAVAILABLE as error:
-                    logger.warning("what other replicas know cannot be read: %s", error or type(error).__name__)
+                    logger.warning(
+                        "the health records of other replicas cannot be read: %s", error or type(error).__name__
+                    )
                     return True
                 self._read_at = read_at
                 if function in self._known:
-                    logger.info("jobs of function %r, not known here, are left to replicas that know it", function)
+                    logger.info("function %r is not known here: its jobs are left to replicas that know it", function)
         return function in self._known or monotonic() < self._doubt_until
 
     def doubt(self) -> None:
-        """Redis was away, where records lapse as they do of replicas that are gone."""
+        """Note that Redis was away: the records of living replicas may have expired, too."""
         self._doubt_until = monotonic() + DOUBT_S
 
-    def leave(self) -> float:
-        """Leave them a job; return in how many seconds it is to be due again."""
-        self._left_at = now = monotonic()
-        self._turn = max(self._turn, now + LEFT_FOR_S) + random.uniform(0, 2 * TURN_S)
+    def give_back(self) -> float:
+        """Note that a job goes back for other replicas. Return the seconds until it should be due again."""
+        self._gave_back_at = now = monotonic()
+        self._turn = max(self._turn, now + GIVEN_BACK_S) + random.uniform(0, 2 * TURN_S)
         return self._turn - now
 
     @property
     def head_start_s(self) -> float:
-        """Seconds that they get at jobs that fall due, so that those who know them come first."""
-        return AFTER_YOU_S if monotonic() - self._left_at < GOOD_FOR_S else 0
+        """Seconds that this replica waits longer for the next due job, so that other replicas claim it first."""
+        return HEAD_START_S if monotonic() - self._gave_back_at < CACHE_S else 0

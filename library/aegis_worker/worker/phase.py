@@ -1,4 +1,4 @@
-"""The phases of a worker's life, which it goes through one way."""
+"""The phases of a worker's life. It never goes back to an earlier one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import monotonic
 
 
 class Phase(IntEnum):
-    """None is entered after a later one; some are left out, as by a signal that comes before the worker serves."""
+    """A phase is never entered after a later one. Some are left out, for example if a signal comes before the start."""
 
     NEW = 0  #: nothing is open
     OPENING = 1  #: it connects, and `startup` runs
@@ -26,13 +26,13 @@ class Life:
         self.drain_ends = inf  #: on the monotonic clock
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase. Raises ``RuntimeError`` for one that is over."""
+        """Enter a phase. Raises ``RuntimeError`` if it is an earlier one."""
         if phase < self.phase:
             raise RuntimeError(f"a worker that is {self.phase.name.lower()} cannot be {phase.name.lower()} again")
         self.phase = phase
 
     def drain(self, wait_s: float) -> bool:
-        """Begin to drain, for so long at most, and return True; a later call ends the drain and returns False."""
+        """Begin to drain, for at most ``wait_s`` seconds, and return True. A later call ends it and returns False."""
         first = self.phase < Phase.DRAINING
         self.phase = max(self.phase, Phase.DRAINING)
         self.drain_ends = monotonic() + (wait_s if first else 0)
@@ -40,7 +40,7 @@ class Life:
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing more is to be claimed."""
+        """Whether the worker claims no more jobs."""
         return self.phase >= Phase.DRAINING
 
     @property

@@ -1,4 +1,4 @@
-"""What a worker does twice a second whatever its jobs do: health record, beat, aborts, cron jobs."""
+"""What a worker does twice a second, whatever its jobs do: health record, beat, aborts and cron jobs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ logger = logging.getLogger(__name__)
 
 PULSE_S = 0.5
 BEAT_EVERY_S = 1.0
-FORGET_S = 1.0  #: what Redis has to take us out of the registry
-FORGET_AGAIN_S = 0.05  #: between two tries of that
-KEEP_ABORTS_S = 86_400  #: for jobs that are queued; those of jobs that had ended are left over
+FORGET_S = 1.0  #: time limit for the removal from the registry
+FORGET_AGAIN_S = 0.05  #: between two tries of the removal
+KEEP_ABORTS_S = 86_400  #: age at which requests to abort are deleted: they may be for jobs that had ended
 
 
 class Health:
-    """This replica's record in Redis.
+    """The health record of this replica in Redis.
 
-    :param state: what it says; it is written anew when its ``state`` changes
+    :param interval_s: seconds between two records
+    :param state: returns the content; the record is written at once when its key ``state`` changes
     """
 
     def __init__(
@@ -44,15 +45,15 @@ class Health:
 
     @property
     def written(self) -> bool:
-        """Whether others can read it, as far as we know."""
+        """Whether the record is in Redis, as far as this worker knows."""
         return self._stated is not None
 
     def invalidate(self) -> None:
-        """Have it written again at once, since Redis was away."""
+        """Note that Redis was away, so the record has to be written again."""
         self._stated = None
 
     async def record(self) -> None:
-        """Write it, where the interval is over or the state has changed."""
+        """Write the record if the interval is over or the state has changed."""
         state = self._state()
         if state["state"] == self._stated and monotonic() - self._written_at < self._interval_s:
             return
@@ -61,7 +62,7 @@ class Health:
         await self._redis.zremrangebyscore(keys.ABORT, "-inf", (time() - KEEP_ABORTS_S) * 1000)
 
     async def forget(self) -> None:
-        """Leave the registry; where that loses its connection, over another."""
+        """Leave the registry. If the connection is lost, try again with another one."""
         loop = asyncio.get_running_loop()
         until = loop.time() + FORGET_S
         while loop.time() < until:
@@ -73,20 +74,20 @@ class Health:
 
 
 class PulseOptions(Protocol):
-    """What a pulse reads of its worker: arq's own attributes, and one of ours."""
+    """The attributes of the worker that a pulse reads: those of arq, and one of ours."""
 
     allow_abort_jobs: bool
-    allow_pick_jobs: bool  #: and whether cron jobs are to be enqueued
+    allow_pick_jobs: bool  #: also decides whether cron jobs are enqueued
     poll_delay_s: float
     timezone: tzinfo | None
     on_beat: Callable[[], object] | None  #: called about once a second while the loop turns and Redis answers
 
 
 class Pulse:
-    """Beats from ``run()`` to its cancellation.
+    """Beats until ``run()`` is cancelled.
 
-    :param available: whether Redis answers the polls
-    :param on_first: called once all of it was done for the first time
+    :param available: returns whether Redis answers the polls
+    :param on_first: called after the first complete beat
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class Pulse:
         self._on_first = on_first
         self._last_beat = 0.0
         self._urgent = asyncio.Event()
-        self.complete = False  #: all of it was done once: cron jobs that were due when we began are enqueued
+        self.complete = False  #: one beat is complete: the cron jobs that were due at the start are enqueued
 
     def hurry(self) -> None:
-        """Beat before its time."""
+        """Do the next beat now."""
         self._urgent.set()
 
     async def run(self) -> None:
@@ -122,8 +123,9 @@ class Pulse:
                 await self._once()
                 warned = ""
             except UNAVAILABLE as error:
-                if warned != str(error) and self._available():  # else the main loop says so
-                    logger.warning("health, aborts and cron jobs wait for Redis (%s)", error or type(error).__name__)
+                if warned != str(error) and self._available():  # else the main loop logs it
+                    reason = error or type(error).__name__
+                    logger.warning("Redis is unavailable (%s): health records, aborts and cron jobs wait", reason)
                 warned = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), PULSE_S)
@@ -134,8 +136,8 @@ class Pulse:
         await self._beat()
         if self._options.allow_abort_jobs:
             await self._runner.interrupt_aborted(self._redis)
-        if self._options.allow_pick_jobs:  # last, since of all this a full Redis refuses cron jobs alone
-            ahead = timedelta(seconds=2 * max(self._options.poll_delay_s, PULSE_S))  # as arq
+        if self._options.allow_pick_jobs:  # last, because a full Redis refuses only cron jobs
+            ahead = timedelta(seconds=2 * max(self._options.poll_delay_s, PULSE_S))  # as in arq
             await self._cron.enqueue_due(datetime.now(tz=self._options.timezone), ahead)
         if not self.complete:
             self.complete = True
@@ -148,5 +150,5 @@ class Pulse:
             self._last_beat = monotonic()
             try:
                 on_beat()
-            except Exception:  # whoever waits for the beat acts; jobs are none the worse for it
+            except Exception:  # jobs do not need the beat: the health check acts if it is missing
                 logger.exception("on_beat raised")

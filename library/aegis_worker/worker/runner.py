@@ -1,4 +1,4 @@
-"""Runs claimed jobs, each in a task of its own, until Redis has heard how it ended."""
+"""Runs claimed jobs, each in its own asyncio task, until Redis has stored how they ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from aegis_worker.worker.runs import Cause, Run, Runs
 
 logger = logging.getLogger(__name__)
 
-CANCEL_WAIT_S = 5.0  #: what a cancelled job has to clean up before the process ends without it
+CANCEL_WAIT_S = 5.0  #: time for a cancelled job to clean up, before the process ends without it
 
 
 class WorkerState(Protocol):
-    """What a runner reads and changes of its worker: arq's own attributes."""
+    """The attributes of the worker that a runner reads and changes. They are arq's."""
 
     max_jobs: int
     tasks: dict[str, asyncio.Task[Any]]
@@ -40,10 +40,10 @@ class WorkerState(Protocol):
 class Runner:
     """Holds the runs from their claim to their end.
 
-    :param state: how many jobs may run, how many have ended, and the tasks of those that run
-    :param ends_s: seconds after a claim in which any job has ended: then its lease is no longer renewed
-    :param on_free: called whenever a job, or a hook that runs after it, makes room for another
-    :param on_stored: called whenever Redis has heard how a job ended
+    :param state: how many jobs may run, how many have ended, and the asyncio tasks of those that run
+    :param ends_s: seconds after a claim in which any job must have ended; then its lease is no longer renewed
+    :param on_free: called when a job, or a hook that runs after it, has freed a slot
+    :param on_stored: called when Redis has stored the end of a job
     """
 
     def __init__(
@@ -71,31 +71,32 @@ class Runner:
 
     @property
     def free(self) -> int:
-        """How many slots are free: hooks that run after a job keep its slot."""
+        """How many slots are free. A hook that runs after a job keeps its slot."""
         return self._state.max_jobs - len(self._tasks) - len(self._hooks)
 
     @property
     def room(self) -> int:
-        """How many more runs may be held in memory, with those whose end is not stored yet."""
+        """How many more jobs may be claimed: not too many ends of jobs may wait in memory to be stored."""
         return self._state.max_jobs + MOST_JOBS - len(self.runs)
 
     @property
     def done(self) -> bool:
-        """Whether nothing runs, and Redis has heard of all ends."""
+        """Whether nothing runs, and Redis has stored all ends."""
         return not (self._tasks or self._hooks or self._commits.pending)
 
     def start(self, claim: Claim, *, begin: bool = True) -> None:
-        """Start a claimed job, or give it back where it is not to ``begin``.
+        """Start a claimed job, or give it back if it should not ``begin``.
 
-        Where its last try is still in our hands, that goes on by the new claim.
+        If an earlier try of the job still runs here, that try goes on with the new lease.
         """
         if previous := self.runs.get(claim.lease.job_id):
             if claim.lapsed and previous.renewed:
                 previous.take_over(claim)
                 return
             if previous.task and not previous.task.done():
-                # It does not end, though it was cancelled: others may try the job, but it does not run beside itself.
-                wait_s = max(BLOCKED_POLL_S, self._peers.leave())
+                # The earlier try was cancelled, but has not ended. Two tries must not run here at a time, so the job
+                # goes back, and another worker may try it.
+                wait_s = max(BLOCKED_POLL_S, self._peers.give_back())
                 self._settle(self._held(claim), Ending(Retried(claim.lease, int(wait_s * 1000))))
                 return
         run = self._held(claim)
@@ -110,18 +111,20 @@ class Runner:
         return Run(claim, monotonic() + self._ends_s)
 
     async def interrupt_aborted(self, redis: Redis) -> None:
-        """Interrupt the running jobs whose abort was asked for."""
-        # When one was enqueued that is not read yet, we do not know.
+        """Interrupt the running jobs whose abort was requested."""
+        # Before a job has begun, the time at which it was enqueued is not known.
         runs = [run for run in self.runs if run.begun and run.interruptible]
         if not runs:
             return
         asked = await redis.zmscore(keys.ABORT, [run.claim.lease.job_id for run in runs])
         for run, asked_ms in zip(runs, asked, strict=True):
-            if asked_ms is not None and asked_ms >= run.job.enqueued_ms:  # an older one was for a job of this id before
+            if (
+                asked_ms is not None and asked_ms >= run.job.enqueued_ms
+            ):  # an older request was for another job with this id
                 run.interrupt(Cause.ABORT)
 
     async def stop(self, lease_s: float, until: float) -> None:
-        """Cancel what still runs, and have Redis hear of all ends, until a time on the monotonic clock at most."""
+        """Cancel the jobs that still run, and store all ends, at most until a time on the monotonic clock."""
         if self._tasks:
             logger.warning("%d jobs go back to the queue: %s", len(self._tasks), ", ".join(self._tasks))
             for job_id in self._tasks:
@@ -133,23 +136,23 @@ class Runner:
             if stuck:
                 _, stuck = await asyncio.wait(stuck, timeout=1)
             for run in self.runs:
-                if run.task in stuck and not run.settling:  # by then it has ended with its process
+                if run.task in stuck and not run.settling:  # when it is due, this process has ended
                     self._settle(run, Ending(Retried(run.claim.lease, int(lease_s * 1000))))
         if not await self._commits.flush(until - monotonic()):
-            logger.error("ends of %d jobs could not be stored: they will run again", len(self.runs))
+            logger.error("the ends of %d jobs could not be stored: these jobs will run again", len(self.runs))
 
     async def stop_hooks(self, until: float) -> None:
-        """Wait for the hooks that run after jobs, until a time on the monotonic clock at most."""
+        """Wait for the hooks that run after jobs, at most until a time on the monotonic clock."""
         if self._hooks:
             await asyncio.wait(self._hooks, timeout=max(0, until - monotonic()))
 
     async def _run(self, run: Run) -> None:
         try:
             ending = await self._executor.execute(run)
-            if ending and not run.settling:  # it did not end in time, and was given back
+            if ending and not run.settling:  # else the job did not end in time, and was given back
                 self._settle(run, ending)
         finally:
-            if not run.settling:  # or its lease would be renewed for ever
+            if not run.settling:  # else its lease would be renewed forever
                 self.runs.forget(run)
 
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
@@ -159,16 +162,16 @@ class Runner:
         if task.cancelled():
             logger.error("job %s did not end in time: its lease will lapse", run.claim.lease.job_id)
         elif error := task.exception():
-            logger.critical("job %s ended outside its bounds", run.claim.lease.job_id, exc_info=error)
+            logger.critical("the code that runs job %s failed", run.claim.lease.job_id, exc_info=error)
 
     def _settle(self, run: Run, ending: Ending) -> None:
-        """Have Redis hear how a run ended, and forget it then."""
+        """Store how a run ended, and then forget it."""
         run.settling = True
         self._count(ending, 1)
         context = copy_context()
 
         def settled(reply: int) -> None:
-            if reply == Reply.EXPIRED:  # it cannot go back
+            if reply == Reply.EXPIRED:  # the job cannot go back to the queue, so it ends
                 self._count(ending, -1)
                 expired = context.run(self._executor.refuse, run, Expired(run.error))
                 expired.after = ending.after

@@ -1,4 +1,4 @@
-"""The claims in a worker's hands, each until its end is stored."""
+"""The claims of a worker, each until its end is stored."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ class Cause(Enum):
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A claim in this worker's hands, until its end is stored."""
+    """A claim of this worker, until its end is stored."""
 
     claim: Claim
-    ends_by: float  #: on the monotonic clock: from then on its lease is not renewed
+    ends_by: float  #: on the monotonic clock: after that its lease is not renewed
     job: Job = UNREAD
     function: Function | CronJob | None = None
     started_ms: int = 0
     task: asyncio.Task[None] | None = None
-    error: BaseException | None = None  #: what ended its try
-    begun: bool = False  #: its own code, or on_job_start, was called
-    interruptible: bool = True  #: its code may still be cancelled
-    settling: bool = False  #: how it ended is on its way to Redis
+    error: BaseException | None = None  #: the error that ended the try
+    begun: bool = False  #: the code of the job, or on_job_start, was called
+    interruptible: bool = True  #: the code of the job may still be cancelled
+    settling: bool = False  #: the end is being sent to Redis
     cause: Cause | None = None
 
     @property
     def renewed(self) -> bool:
-        """Whether its lease is renewed; that of a job which should have ended long ago is left to whoever claims it."""
+        """Whether the lease is renewed. If the job should have ended long ago, another worker may claim it."""
         return self.settling or self.ends_by > monotonic()
 
     def take_over(self, claim: Claim) -> None:
-        """Go on by the lease of a new claim, since the old one had lapsed."""
+        """Go on with the lease of a new claim, because the old lease had lapsed."""
         self.claim.lease.token, self.claim.lease.tried = claim.lease.token, claim.lease.tried
 
     def interrupt(self, cause: Cause) -> None:
-        """Cancel the job's code, if it still runs, or have it not begin; the first cause stands."""
+        """Cancel the code of the job, or prevent its start. The first cause is kept."""
         if self.interruptible and self.cause is None:
             self.cause = cause
-            if self.begun and self.task:  # one that is cancelled before its first step would settle nothing
+            if self.begun and self.task:  # a task that is cancelled before its first step would not settle the claim
                 self.task.cancel()
 
 
@@ -80,18 +80,18 @@ class Runs:
         self._by_id[run.claim.lease.job_id] = run
 
     def forget(self, run: Run) -> None:
-        # By now the job may be ours once more: given back, and claimed before the reply came.
+        # This worker may have the job again: given back, and claimed before the reply came.
         if self._by_id.get(run.claim.lease.job_id) is run:
             del self._by_id[run.claim.lease.job_id]
 
     def leases(self) -> list[Lease]:
-        """Return the leases that are to be renewed; called in a thread, too."""
+        """Return the leases to renew. Also called in another thread."""
         return [run.claim.lease for run in self if run.renewed]
 
     def lose(self, leases: Iterable[Lease]) -> None:
-        """Interrupt the jobs whose leases are somebody else's now."""
+        """Interrupt the jobs whose leases other workers have now."""
         for lease in leases:
-            # By now the job may have ended, or be ours by another lease.
+            # The job may have ended meanwhile, or this worker may have another lease for it.
             if (run := self._by_id.get(lease.job_id)) and run.claim.lease == lease and not run.settling:
                 logger.warning("the lease of job %s is lost: another worker has it", lease.job_id)
                 run.interrupt(Cause.LOST)

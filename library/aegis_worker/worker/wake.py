@@ -1,9 +1,9 @@
-"""Wake-up: the next claim of a worker that idles waits in Redis for the queue's bell.
+"""Wakes idle workers: the next claim of an idle worker waits in Redis for the bell of the queue.
 
-The bell is a key, and to ring it is to write it. Our own producers' script rings it, and so does a claim that leaves
-due jobs behind. A few of the idle workers listen to Redis's keyspace events, which tell them of jobs from stock
-producers; then they ring the bell. So a job wakes one or two workers, whatever the number of those that idle. Those
-which have waited longest come first.
+The bell is a key, and to ring it is to write this key. The script of our producers rings it, and so does a claim that
+leaves due jobs in the queue. Two of the idle workers listen to keyspace events of Redis, which notify them of jobs from
+stock producers. Then they ring the bell. So a new job wakes one or two workers, even if many are idle. The workers that
+have waited longest come first.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from aegis_worker.redis.wire import Field, Wire
 
 logger = logging.getLogger(__name__)
 
-PARK_S = 4.0  #: that a claim waits in Redis: a worker which stops meanwhile may take a job until then
-ENOUGH = 2  #: that listen, since one of them may die
-DOUBT_S = 60.0  #: after a job of which nobody was told
+PARK_S = 4.0  #: longest wait of a claim in Redis: until then, the claim of a worker that has died may still get a job
+LISTENERS = 2  #: workers that listen, because one of them may die
+DOUBT_S = 60.0  #: after a job of which nobody was notified
 
 
 class Listener:
-    """Waits for the bell, and listens: ``on_job`` is called when a job was enqueued for which this worker has to poll,
-    ``on_abort`` when an abort is asked for.
+    """Waits for the bell, and listens for new jobs and for requests to abort.
 
-    It needs `notify-keyspace-events Kz`, which it proves by an event of its own. It is for a worker that idles: a
-    busy one finds its next jobs by itself, and would read a message for each job that is enqueued.
+    Redis needs `notify-keyspace-events Kz`. To prove that it sends events, this class writes a key and waits for the
+    event. Only idle workers listen: a busy worker polls after each job, and would get a message for each new job.
 
-    Its connection carries no large replies, since Redis closes one that listens when some MiB of them wait to be read.
+    Large replies do not use this connection: Redis closes a connection that listens when some MiB wait to be read.
 
+    :param on_job: called when a job was enqueued and this worker has to poll
+    :param on_abort: called when an abort was requested
     :param call: runs a command over another connection
-    :param ends: listen for jobs that end, too
-    :param park_s: how long a parked command waits at most
+    :param ends: also call ``on_job`` when a job ends
+    :param park_s: seconds that a parked command waits at most
     """
 
     def __init__(
@@ -56,19 +57,19 @@ class Listener:
         ends: bool = False,
         park_s: float = PARK_S,
     ) -> None:
-        self._wire = Wire(pool, heard=self._hear, lost=self._lose)
+        self._wire = Wire(pool, on_message=self._handle, on_lost=self._connection_lost)
         self._ring_bell = Script(call, "wake")
         self.park_s = park_s
         name = uuid4().hex
         self._bell, self._own_bell = keys.bell(queue_name), keys.own_bell(name)
         self._parked = False
         self._engaged = False
-        self.unprompted = False  #: what was parked last ran without a bell
+        self.timed_out = False  #: the bell did not ring for the command that was parked last
         self._doubt_until = 0.0
         self._to_ring: set[str] = set()
         self._ringing: asyncio.Task[None] | None = None
         self.connected = False
-        self.listening = False  #: to the queue
+        self.listening = False  #: to the events of the queue
         self._asked = self._proved = self._may_park = self._may_listen = False
         database = pool.connection_kwargs.get("db", 0)
         self._queue_channel, abort_channel, probe_channel = (
@@ -76,95 +77,98 @@ class Listener:
         )
         self._channels = (abort_channel, probe_channel)
         self._handlers = {
-            (self._queue_channel, b"zadd"): self._hear_job,
+            (self._queue_channel, b"zadd"): self._job_added,
             (abort_channel, b"zadd"): on_abort,
             (probe_channel, b"zadd"): self._prove,
         }
         if ends:
-            self._handlers[self._queue_channel, b"zrem"] = self._hear_job
+            self._handlers[self._queue_channel, b"zrem"] = self._job_added
         self._on_job = on_job
         self._probe = keys.probe(name)
 
     @property
     def proved(self) -> bool:
-        """Whether new jobs wake this worker; where they do not, it has to poll."""
+        """Whether new jobs wake this worker. If not, it has to poll."""
         return self.connected and self._proved and self._may_park
 
     async def engage(self) -> None:
-        """Connect, where there is no connection: the worker idles."""
+        """Connect if there is no connection, because the worker is idle."""
         self._engaged = True
         if not self.connected:
             await self._start()
 
     async def release(self) -> None:
-        """Stop listening: the worker is busy, and has no need to be notified. What it was notified of, others may not
-        know."""
+        """Stop listening, because the worker is busy and does not need to be notified."""
         if self._engaged:
             self._engaged = False
             await self.unlisten()
 
     async def _start(self) -> None:
-        """Connect, and ask for the proof."""
-        self.connected = True  # from here on a loss of the connection is ours
+        """Connect, and ask for the event that proves that Redis sends events."""
+        self.connected = True  # before the first call, so that a loss of the connection is noticed
         self._asked, self._proved, self._may_park, self._may_listen = False, False, True, True
         try:
             await asyncio.gather(*(self._wire.call("SUBSCRIBE", channel) for channel in self._channels))
             await self._ask()
         except NoPermissionError as error:
             self._may_listen = False
-            logger.warning("the queue is polled, since this user may not listen to it: %s", error)
+            logger.warning("the worker polls: it has no right to subscribe to events: %s", error)
         except BaseException:
             self.connected = False
             raise
 
     async def _ask(self) -> None:
-        with contextlib.suppress(OutOfMemoryError):  # then it is for later
+        with contextlib.suppress(OutOfMemoryError):  # then `check` asks again
             await self._wire.call("ZADD", self._probe, 0, "probe")
             await self._wire.call("DEL", self._probe)
             self._asked = True
 
     async def listen(self) -> bool:
-        """Listen to the queue where too few do, and stop where too many do; return whether we begin to, since a job may
-        have come just before."""
+        """Listen to the queue if too few workers do, and stop if too many do.
+
+        Return whether this worker has just begun to listen: then a job may have come before.
+        """
         if not (self.connected and self._may_listen):
             return False
         try:
             _, count = await self._wire.call("PUBSUB", "NUMSUB", self._queue_channel)
-        except NoPermissionError:  # a server of one's own may give workers fewer rights
+        except NoPermissionError:  # on another server than ours, workers may have fewer rights
             count = 0
         if monotonic() < self._doubt_until:
             count = 0
         if self.listening:
-            if random.random() * count > ENOUGH:  # not all at once
+            if random.random() * count > LISTENERS:  # random, so that not all stop at once
                 await self.unlisten()
             return False
-        if count >= ENOUGH:
+        if count >= LISTENERS:
             return False
         self.listening = True
         await self._wire.call("SUBSCRIBE", self._queue_channel)
         return True
 
     def doubt(self) -> None:
-        """A job came of which nobody was notified: those that listen may stand still."""
+        """Note that nobody was notified of a job: the workers that listen may stand still."""
         self._doubt_until = monotonic() + DOUBT_S
 
     async def unlisten(self) -> None:
-        """Stop listening to the queue, and wake another worker that idles: it may have to listen, and may not know what
-        falls due."""
+        """Stop listening to the queue, and wake another idle worker.
+
+        That worker may have to listen instead, and may not know about jobs that will be due.
+        """
         if not self.connected:
             return
         stop = [("UNSUBSCRIBE", self._queue_channel)] if self.listening else []
         self.listening = False
-        with contextlib.suppress(OutOfMemoryError):  # nothing can be enqueued then, and claims ring for what is there
-            # At once: a job that was claimed may keep the loop busy from here on.
+        with contextlib.suppress(OutOfMemoryError):  # then no new jobs come, and claims ring the bell for the others
+            # In one call, because a claimed job may block the event loop from now on.
             await self._wire.calls(*stop, ("ZADD", self._bell, 0, ""))
 
     async def check(self) -> None:
-        """Make sure that we would hear: a connection that leads nowhere tells of nothing, its own end neither."""
+        """Check the connection: if the other end has vanished, no event comes, and no error either."""
         await (self._wire.call("PING") if self._asked else self._ask())
 
     async def park(self, *command: Field, within_s: float) -> Any:
-        """Have Redis run a command once the bell rings, ``wake`` is called or so long is over; return its reply."""
+        """Run a command when the bell rings, ``wake`` is called or ``within_s`` has passed. Return its reply."""
         self._parked = True
         timer = asyncio.get_running_loop().call_later(within_s, self.wake) if within_s < self.park_s else None
         wait = ("BZPOPMIN", self._bell, self._own_bell, self.park_s)
@@ -174,24 +178,24 @@ class Listener:
             self._parked = False
             if timer:
                 timer.cancel()
-        self.unprompted = bell is None
+        self.timed_out = bell is None
         if isinstance(bell, Exception):
             self._may_park = False
-            logger.warning("the queue is polled, since no claim can wait for the bell: %s", bell)
+            logger.warning("the worker polls: a claim cannot wait for the bell: %s", bell)
         return reply
 
     @property
     def waits(self) -> bool:
-        """Whether something is parked. What its reply came right behind, it has found: all comes in order."""
-        return self._parked and self._wire.owed
+        """Whether a command is parked. If its reply came with an event, the command has found that job already."""
+        return self._parked and self._wire.pending
 
     def wake(self) -> None:
-        """Have Redis run what is parked now."""
+        """Make Redis run the parked command now."""
         if self.waits:
             self._ring_soon(self._own_bell)
 
-    def _hear_job(self) -> None:
-        asyncio.get_running_loop().call_soon(self._ring_or_notify)  # when all is read that came with it
+    def _job_added(self) -> None:
+        asyncio.get_running_loop().call_soon(self._ring_or_notify)  # after a reply that came with the event
 
     def _ring_or_notify(self) -> None:
         if self.waits:
@@ -213,18 +217,18 @@ class Listener:
                     self.close(error)
 
     def close(self, error: Exception | None = None) -> None:
-        """Close the connection; what is parked fails with ``error``."""
+        """Close the connection. A parked command fails with ``error``."""
         self.connected = self.listening = False
         self._wire.close(error)
 
     def _prove(self) -> None:
         self._proved = True
 
-    def _hear(self, channel: bytes, event: bytes) -> None:
+    def _handle(self, channel: bytes, event: bytes) -> None:
         if call := self._handlers.get((channel, event)):
             call()
 
-    def _lose(self) -> None:
+    def _connection_lost(self) -> None:
         if self.connected:
             self.connected = self.listening = False
-            self._on_job()  # the worker looks for itself, and starts anew
+            self._on_job()  # the worker polls, and connects again

@@ -1,9 +1,9 @@
 """The worker, from its start to its stop.
 
-It keeps arq's arguments, functions, cron jobs and wire format, and replaces how jobs are claimed, run and ended. It is
-the one subclass of arq's worker, and puts the parts together: ``Intake`` claims jobs for the slots that are free,
-``Runner`` runs each in a task of its own by an ``Executor``, ``Commits`` stores how they ended, ``Keeper`` renews the
-leases from a thread, ``Listener`` waits for new jobs, and ``Pulse`` does what is due twice a second.
+It keeps the arguments, functions, cron jobs and wire format of arq, and replaces how jobs are claimed, run and settled.
+It is the only subclass of arq's worker, and connects the parts. ``Intake`` claims jobs for the free slots. ``Runner``
+runs each job in its own asyncio task, with an ``Executor``. ``Commits`` stores how jobs ended. ``Keeper`` renews the
+leases in a thread. ``Listener`` waits for new jobs. ``Pulse`` does what a worker does twice a second.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ from aegis_worker.worker.runner import Runner
 from aegis_worker.worker.wake import PARK_S, Listener
 
 if not version_of("arq").startswith("0.28."):
-    raise ImportError(f"this runtime is written against arq 0.28, not {version_of('arq')}: its internals differ")
+    raise ImportError(f"aegis_worker needs arq 0.28, because it uses internals of it; this is arq {version_of('arq')}")
 
 logger = logging.getLogger(__name__)
 
-#: Between two health records, at most: with arq's hour, a replica that died would count as alive for three hours.
+#: Longest interval of health records. With the hour of arq, a replica that died would count as alive for three hours.
 MOST_INTERVAL_S = 60.0
-CLEANUP_MARGIN_S = 60  #: what a job past its time has before its lease is no longer renewed
-# After the drain, all of them together less than the `STOP_MARGIN_S` of the settings:
-LAST_CALL_S = 1.0  #: what Redis has to answer a call that is under way
-GIVE_BACK_S = 7.0  #: for running jobs to clean up and for their ends to be stored, before the process ends without them
+CLEANUP_MARGIN_S = 60  #: after its timeout, a job has so long to clean up; then its lease is no longer renewed
+# Limits after the drain. Together they are less than the `STOP_MARGIN_S` of the settings.
+LAST_REPLY_S = 1.0  #: for the reply to a call that Redis has not answered yet
+GIVE_BACK_S = 7.0  #: for running jobs to clean up, and for storing their ends
 
 
-#: Methods of arq's worker that ours does not call: to extend one has no effect.
+#: Methods of arq's worker that our worker does not call. To override them has no effect.
 NOT_CALLED = {"finish_failed_job", "finish_job", "heart_beat", "record_health", "run_cron", "run_job", "start_jobs"}
 
 
 @dataclass(slots=True)
 class Parts:
-    """What a worker consists of once it has connected."""
+    """The parts of a worker that has connected."""
 
     wire: Wire
     listener: Listener
@@ -83,21 +83,21 @@ class Parts:
 
 
 class Worker(arq.worker.Worker):
-    """Runs the jobs of one queue; takes every argument of ``arq.worker.Worker``, and more.
+    """Runs the jobs of one queue. It takes every argument of ``arq.worker.Worker``, and more.
 
-    Not used are ``queue_read_limit``, since a claim reads no more jobs than it takes, ``health_check_key``, since each
-    replica has a key of its own, and ``log_results``.
+    Three arguments of arq have no effect: ``queue_read_limit``, because a claim reads only the jobs that it takes,
+    ``health_check_key``, because each replica has its own key, and ``log_results``.
 
-    :param backoff: wait between the tries of a job that raises; None fails it at once, as arq does
-    :param retry_on: the exceptions that are tried again, with a ``backoff``; ``Retry`` and its kind always are
-    :param rate_limit: jobs that begin in a time, over all replicas, such as ``"10/s"`` or ``RateLimit(10, 1)``
-    :param global_concurrency: jobs of the queue that run at a time, over all replicas; 0 for any number
-    :param replica: this process's name among the queue's replicas; host and process id by default
-    :param version: of the app, for people to see in its health record
-    :param on_beat: called about once a second for as long as the loop turns and Redis answers
-    :param lease: seconds until the jobs of a worker that died are claimed by others
-    :param blocked_log: seconds until an event loop that does not turn has its stack logged
-    :param blocked_exit: seconds until one ends the process, with exit code 70
+    :param backoff: the wait before a failed job is tried again; with None it is not tried again, as in arq
+    :param retry_on: the exceptions that are tried again with a ``backoff``; ``Retry`` and ``RetryJob`` always are
+    :param rate_limit: most jobs that begin in a time, over all replicas, such as ``"10/s"`` or ``RateLimit(10, 1)``
+    :param global_concurrency: most jobs of the queue that run at a time, over all replicas; 0 for no limit
+    :param replica: the name of this process among the replicas of the queue; by default host and process id
+    :param version: the version of the app, for the health record
+    :param on_beat: called about once a second while the event loop turns and Redis answers
+    :param lease: seconds until other workers claim the jobs of a worker that died
+    :param blocked_log: seconds until the stack of a blocked event loop is logged
+    :param blocked_exit: seconds until a blocked event loop ends the process, with exit code 70
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Worker(arq.worker.Worker):
             handle_signals=handle_signals,
             job_completion_wait=job_completion_wait,
             max_jobs=max_jobs,
-            job_timeout=NO_TIMEOUT_S if job_timeout is None else job_timeout,  # arq compares it with the functions' own
+            job_timeout=NO_TIMEOUT_S if job_timeout is None else job_timeout,  # arq needs a number to compare
             keep_result=keep_result,
             keep_result_forever=keep_result_forever,
             poll_delay=poll_delay,
@@ -190,11 +190,11 @@ class Worker(arq.worker.Worker):
         self.lease_s = lease
         self.blocked_log_s = blocked_log
         self.blocked_exit_s = blocked_exit
-        self._ends_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S  # in which any job has ended for certain
+        self._ends_s = self.in_progress_timeout_s + CLEANUP_MARGIN_S  # in which any job must have ended
         self._life = Life()
         self._parts: Parts | None = None
-        self._wake = asyncio.Event()  # for a poll of the queue
-        self._failures = 0  # polls in a row that Redis refused
+        self._wake = asyncio.Event()  # it is time to poll
+        self._failures = 0  # polls in a row that failed
         self._started_at = time()
         for name in sorted(NOT_CALLED):
             if getattr(type(self), name) is not getattr(arq.worker.Worker, name):
@@ -203,23 +203,23 @@ class Worker(arq.worker.Worker):
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def startup(self) -> None:
-        """Open what jobs need, in ``self.ctx``; runs before the first job. Extend it, and call ``super()`` first."""
+        """Open what jobs share, in ``self.ctx``. Runs before the first job. Override it, and call ``super()`` first."""
         if self.on_startup:
             await self.on_startup(self.ctx)
 
     async def shutdown(self) -> None:
-        """Close what ``startup`` opened; runs after the last job. Extend it, and call ``super()`` last."""
+        """Close what ``startup`` opened. Runs after the last job. Override it, and call ``super()`` last."""
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
 
     async def main(self) -> None:
         """Serve the queue until a signal, or in burst mode until no job is due.
 
-        Does nothing after a signal, or once a worker that served was closed.
+        It does nothing after a signal, or if the worker has served and was closed.
         """
         if self._life.stopping:
             return
-        if self._parts is None:  # or this is another burst
+        if self._parts is None:  # else this is another burst
             self._life.enter(Phase.OPENING)
             self._parts = await self._open()
         if not self._life.stopping:
@@ -321,7 +321,7 @@ class Worker(arq.worker.Worker):
         )
 
     async def close(self) -> None:
-        """Give back what still runs, store what ended, leave the registry, run ``shutdown`` and close the pool."""
+        """Give running jobs back, store the ends of others, leave the registry, run ``shutdown``, close the pool."""
         if self._pool is None:
             return
         parts = self._parts
@@ -334,7 +334,7 @@ class Worker(arq.worker.Worker):
                 await self.shutdown()
             except Exception:
                 logger.exception("shutdown raised")
-                if parts:  # else that may come of a start that failed, which then is what counts
+                if parts:  # else the start has failed, and its error is more important
                     raise
             finally:
                 with contextlib.suppress(*UNAVAILABLE):
@@ -349,7 +349,7 @@ class Worker(arq.worker.Worker):
             logger.info("stopped: %d jobs complete, %d failed, %d retried", *counts)
 
     async def _stop(self, parts: Parts) -> None:
-        """End the loop, give back what still runs, and store all ends, in ``GIVE_BACK_S`` and a little more."""
+        """End the main loop, give back the jobs that run, and store all ends, in little more than ``GIVE_BACK_S``."""
         if not self._life.stopping:
             self._life.drain(0)
         self._life.enter(Phase.CLOSING)
@@ -357,7 +357,7 @@ class Worker(arq.worker.Worker):
         if self.main_task and not self.main_task.done():  # closed without a signal
             self.allow_pick_jobs = False
             self._poll_now(parts)
-            await asyncio.wait([self.main_task], timeout=LAST_CALL_S)
+            await asyncio.wait([self.main_task], timeout=LAST_REPLY_S)
             self.main_task.cancel()
             await asyncio.wait([self.main_task])
         await parts.runner.stop(self.lease_s, until)
@@ -371,9 +371,10 @@ class Worker(arq.worker.Worker):
         parts.wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
-        """First signal: drain for up to ``job_completion_wait`` seconds. Second: cancel what runs, at once.
+        """Handle a signal. The first one drains, for at most ``job_completion_wait`` seconds. The second one cancels
+        the running jobs at once.
 
-        While ``startup`` runs, each cancels that.
+        While ``startup`` runs, any signal cancels it.
         """
         self.allow_pick_jobs = False
         if self._life.drain(self._job_completion_wait):
@@ -388,8 +389,8 @@ class Worker(arq.worker.Worker):
         if self._parts:
             self._poll_now(self._parts)
         if self.main_task:
-            # A worker that serves ends by itself. It is cancelled in case Redis does not answer.
-            wait_s = self._life.drain_ends - monotonic() + LAST_CALL_S if self._parts else 0
+            # The main loop ends by itself. It is cancelled later in case Redis does not answer.
+            wait_s = self._life.drain_ends - monotonic() + LAST_REPLY_S if self._parts else 0
             self.loop.call_later(wait_s, self.main_task.cancel)
 
     handle_sig_wait_for_completion = handle_sig
@@ -406,7 +407,7 @@ class Worker(arq.worker.Worker):
                 if self._failures:
                     await parts.intake.recover()
                 if not parts.health.written:
-                    await parts.health.record()  # before the first claim: others go by it
+                    await parts.health.record()  # before the first claim, because other replicas read it
                 following = await parts.intake.poll()
             except UNAVAILABLE as error:
                 self._failures += 1
@@ -419,7 +420,7 @@ class Worker(arq.worker.Worker):
             if not (self._is_over(parts) or isinstance(following, Park)):
                 await self._sleep(following.wait_s)
         with contextlib.suppress(*UNAVAILABLE):
-            async with asyncio.timeout(LAST_CALL_S):
+            async with asyncio.timeout(LAST_REPLY_S):
                 await parts.listener.unlisten()
 
     def _is_over(self, parts: Parts) -> bool:
@@ -430,13 +431,13 @@ class Worker(arq.worker.Worker):
         return parts.intake.exhausted or self._burst_left() <= 0
 
     def _burst_left(self) -> float:
-        """Return how many more jobs a burst may start."""
+        """Return how many more jobs this worker may start in burst mode."""
         if not (self.burst and self.max_burst_jobs >= 0 and self._parts):
             return inf
         return self.max_burst_jobs - self._jobs_started()
 
     async def _sleep(self, wait_s: float) -> None:
-        """Wait until the next poll; a job's end, a new job or a signal cuts it short."""
+        """Wait for at most ``wait_s`` seconds. The end of a job, a new job or a signal ends the wait."""
         if self._life.stopping:
             wait_s = max(0, min(wait_s, self._life.drain_ends - monotonic()))
         if not self._wake.is_set():
@@ -444,11 +445,11 @@ class Worker(arq.worker.Worker):
             await self._wake.wait()
             timer.cancel()
         else:
-            await asyncio.sleep(0)  # jobs that can end now do, and their slots are claimed for together
+            await asyncio.sleep(0)  # more jobs may end now, and one claim fills all their slots
         self._wake.clear()
 
     async def _pause(self, parts: Parts, wait_s: float) -> None:
-        """Wait for so long, or until all is over."""
+        """Wait for ``wait_s`` seconds, or until the worker may end."""
         until = monotonic() + wait_s
         while (left_s := until - monotonic()) > 0 and not self._is_over(parts):
             await self._sleep(left_s)
@@ -458,21 +459,21 @@ class Worker(arq.worker.Worker):
         parts.listener.wake()
 
     def _poll_again(self) -> None:
-        """Something may have become due."""
+        """Poll, because a job may have become due."""
         if self._parts:
             self._parts.intake.exhausted = False
         self._wake.set()
 
     def _notified(self) -> None:
-        """A job was enqueued, and no claim of ours waits for the bell: poll at once."""
+        """Poll at once: a job was enqueued, and no claim of this worker waits for the bell."""
         if self._parts:
             self._parts.intake.notify()
         self._wake.set()
 
     def _end_stored(self) -> None:
         if parts := self._parts:
-            parts.intake.exhausted = False  # a job that is to run again may be due
-            if self.burst or parts.intake.backlogged:
+            parts.intake.exhausted = False  # a job that is tried again may be due
+            if self.burst or parts.intake.store_full:
                 self._wake.set()
 
     def _lost_in_thread(self, leases: list[Lease]) -> None:
@@ -480,7 +481,7 @@ class Worker(arq.worker.Worker):
             self.loop.call_soon_threadsafe(self._parts.runner.runs.lose, leases)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what the health record says."""
+        """Return the content of the health record."""
         return {
             "state": "draining" if self._life.stopping else "running",
             "version": self.version,
@@ -496,16 +497,16 @@ class Worker(arq.worker.Worker):
 
 
 def create_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
-    """Make a worker of a stock ``WorkerSettings`` class, as ``arq.worker.create_worker`` does.
+    """Make a worker from a ``WorkerSettings`` class, as ``arq.worker.create_worker`` does.
 
-    Attributes that are no option of a worker are ignored; ``options`` win over the class.
+    Attributes that are not options of a worker are ignored. ``options`` override the attributes of the class.
     """
     known = parameters(Worker)
     return Worker(**{name: value for name, value in attributes(settings_cls).items() if name in known} | options)
 
 
 def run_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
-    """Serve the queue of a ``WorkerSettings`` class until a signal, as ``arq.run_worker`` does; return the worker."""
+    """Serve the queue of a ``WorkerSettings`` class until a signal, as ``arq.run_worker`` does. Return the worker."""
     worker = create_worker(settings_cls, **options)
     worker.run()
     return worker
