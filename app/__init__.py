@@ -1,1 +1,1 @@
-"""This project's background work: its settings, queues, tasks and worker."""
+"""The background work of this project: settings, queues, tasks and worker."""

@@ -1,4 +1,4 @@
-"""Where the library finds this project's settings, queues and worker; ``AEGIS_PROJECT`` names this module."""
+"""Names the settings, queues and worker of this project. ``AEGIS_PROJECT`` names this module to the library."""
 
 from aegis_worker.project import Project
 

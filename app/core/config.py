@@ -1,6 +1,6 @@
-"""The settings of this project: the library's, and the team's own fields.
+"""The settings of this project: those of the library, and the team's own fields.
 
-`docs/configuration.md` lists all of them. An environment sets them in ``env/<ENV>.env``, a secret is a file.
+`docs/configuration.md` lists all of them. Set them in ``env/<ENV>.env``. A secret is a file.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Settings(aegis_worker.Settings):
-    """Add fields here. Each is read from the variable of its name, and checked when the worker starts."""
+    """Add fields here. Each one is read from the variable of the same name, and checked when the worker starts."""
 
     model_config = checkout(ROOT)
 
     WORKER_CHECK_URL_PRIVATE: bool = Field(
-        False, description="the task `check_url` may ask hosts that are not public, which producers may not reach"
+        False, description="the task `check_url` may reach hosts that are not public, also those that producers cannot"
     )
-    WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder that tasks read and write files in")
+    WORKER_DATA_DIR: Path = Field(ROOT / ".local" / "data", description="folder in which tasks read and write files")
 
 
 settings = Settings()

@@ -1,6 +1,6 @@
-"""The queues: one module each in this package, named as the queue is, with a ``WorkerSettings`` class.
+"""The queues. Each module of this package is a queue of the same name, and has a class ``WorkerSettings``.
 
-A module that is added here is a queue: nothing else lists them.
+To add a queue, add a module. No other file lists the queues.
 """
 
 from aegis_worker.project import configured

@@ -1,4 +1,4 @@
-"""Load of a known kind, to see what a deployment takes; ``my-app load-test`` sends it."""
+"""Jobs with a known cost, to measure a deployment. ``my-app load-test`` sends them."""
 
 from app.components.worker.queues import configured
 from app.components.worker.tasks.load_test import failure_task, light_cpu_task, light_io_task, light_memory_task

@@ -1,4 +1,4 @@
-"""Pictures and films: few jobs at a time, each long and heavy. Needs the extra ``media``."""
+"""Images and videos: few long jobs at a time, which need much CPU and memory. Needs the extra ``media``."""
 
 from app.components.worker.queues import configured
 from app.components.worker.tasks.media import process_video, resize_images

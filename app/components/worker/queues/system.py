@@ -1,4 +1,4 @@
-"""Upkeep: short jobs, at once."""
+"""Maintenance: short jobs."""
 
 from app.components.worker.queues import configured
 from app.components.worker.tasks.system import check_url, cleanup_temp_files, system_health_check

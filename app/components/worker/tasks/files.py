@@ -1,4 +1,4 @@
-"""The files of tasks: all of them below one folder, ``WORKER_DATA_DIR``."""
+"""The files of tasks. All of them are in one folder, ``WORKER_DATA_DIR``."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from app.core.config import settings
 
 
 def root() -> Path:
-    """Return the data folder, with no links in its path; it is made where it is missing."""
+    """Return the data folder, with no links in its path. It is made if it is missing."""
     settings.WORKER_DATA_DIR.mkdir(parents=True, exist_ok=True)
     return settings.WORKER_DATA_DIR.resolve()
 
 
 def inside(path: str) -> Path:
-    """Return where a path, relative to the data folder, leads; it need not exist.
+    """Return the absolute path of a path that is relative to the data folder. It may not exist yet.
 
-    Raises ``ValueError``, which names the path, where it is absolute, goes up, or leads out over a link.
+    Raises ``ValueError``, which names the path, if it is absolute, contains ``..``, or leaves the folder by a link.
     """
     folder = root()
     try:
         resolved = (folder / path).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a NUL
-        raise ValueError(f"path {path!r} leads nowhere: {error}") from error
+        raise ValueError(f"path {path!r} cannot be resolved: {error}") from error
     if Path(path).is_absolute() or ".." in Path(path).parts or not resolved.is_relative_to(folder):
-        raise ValueError(f"path {path!r} leads out of the data folder")
+        raise ValueError(f"path {path!r} is not in the data folder")
     return resolved
 
 
 def tmp() -> Path:
-    """Return the folder of files that no job needs for long; ``cleanup_temp_files`` deletes what is left there.
+    """Return the folder for temporary files. The task ``cleanup_temp_files`` deletes old files in it.
 
-    Raises ``ValueError`` where it is a link: what is deleted in it would be somebody else's.
+    Raises ``ValueError`` if it is a link, because files elsewhere would be deleted.
     """
     folder = root() / "tmp"
     if folder.is_symlink():
@@ -45,10 +45,10 @@ def tmp() -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give the path of a new file to write, which takes the place of ``target`` at once when the block ends.
+    """Give the path of a new file to write. When the block ends, the new file replaces ``target`` in one step.
 
-    Where the block raises, ``target`` stays as it was and the new file is deleted. It lies in ``tmp()``, so that
-    one left by a killed process is deleted in time.
+    If the block raises, ``target`` does not change, and the new file is deleted. The new file is in ``tmp()``, so that
+    ``cleanup_temp_files`` deletes it if the process is killed.
     """
     partial = tmp() / f"{uuid4().hex}{target.suffix}"
     try:

@@ -1,4 +1,4 @@
-"""Pictures and films in the data folder. Every path, given or returned, is relative to that folder."""
+"""Images and videos in the data folder. All paths, in arguments and in results, are relative to that folder."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ T = TypeVar("T")
 PICTURES = ("JPEG", "PNG", "WEBP")
 JPEG_QUALITY = 85  # of WebP too
 
-#: Demuxers that read the one file they are given. Others, HLS and concat, open whatever a file's text names.
+#: Demuxers that read only the given file. Others, such as HLS and concat, open files that the text of a file names.
 FILMS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf"
 VIDEO_CODEC: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-#: Several films are under way at a time, in a container with a few CPUs. Left alone, each would start threads for
-#: every CPU of the host, and keep frames in memory for each thread.
+#: Several jobs run at a time, in a container with a few CPUs. By default each would start threads for every CPU of the
+#: host, and keep frames in memory for each thread.
 THREADS = 2
-TICK = Fraction(1, 60_000)  #: seconds; the usual frame rates come out even, and MPEG-4 takes none below 1/65535
+TICK = Fraction(1, 60_000)  #: seconds; exact for the usual frame rates, and MPEG-4 allows nothing below 1/65535
 SAMPLE_RATE = 48_000
-POSTER_AT_S = 1.0  #: films often begin with black
+POSTER_AT_S = 1.0  #: seconds; videos often begin with black frames
 
 
 class Stopped(Exception):
-    """The job was cancelled, and its thread has noticed."""
+    """The job was cancelled, and its thread stops."""
 
 
 async def resize_images(
     ctx: dict[str, Any], paths: Sequence[str], *, sizes: Sequence[int] = (320, 1280), out: str = "resized"
 ) -> list[dict[str, Any]]:
-    """Write each picture (JPEG, PNG, WebP) once for each size, its longer side in pixels.
+    """Write each image (JPEG, PNG, WebP) once for each size. A size is the longer side in pixels.
 
-    The files are ``<out>/<stem>-<size><suffix>``; what is there already is replaced. Format and aspect ratio stay,
-    the picture is turned upright and never enlarged; of an animation its first picture is taken. Returns ``source``,
-    ``path``, ``width`` and ``height`` of each file. Raises ``ValueError`` where a size is out of bounds, a path
-    leads out of the data folder, two sources would share a name, or a picture cannot be read.
+    The files are ``<out>/<stem>-<size><suffix>``. They replace existing files. Format and aspect ratio do not change.
+    The image is turned upright, and is never enlarged. Of an animation, the first image is written. Returns ``source``,
+    ``path``, ``width`` and ``height`` of each file. Raises ``ValueError`` if a size is out of bounds, a path is not in
+    the data folder, two sources have the same name, or an image cannot be read.
     """
     if not all(1 <= size <= 16_384 for size in sizes):
         raise ValueError(f"sizes is {sizes}, each must be from 1 to 16384")
     if len({Path(path).name for path in paths}) < len(paths):
-        raise ValueError("paths: two have the same name, and one result would replace the other")
+        raise ValueError("two of the paths have the same name, and one result would replace the other")
     return await _in_thread(_resize_all, paths, sizes, out)
 
 
 async def process_video(ctx: dict[str, Any], path: str, *, out: str = "processed", height: int = 480) -> dict[str, Any]:
-    """Write a film as MP4 (H.264, its first sound track as AAC in stereo), and a JPEG picture of it.
+    """Write a video as MP4 (H.264, and the first sound track as AAC in stereo), and one of its frames as JPEG.
 
-    The files are ``<out>/<stem>-<height>.mp4`` and ``.jpg``; what is there already is replaced. The aspect ratio
-    stays, and the film is never enlarged. Returns ``path``, ``poster``, ``width`` and ``height`` as shown,
-    ``frames``, ``dropped`` (frames, of sound too, that were not later than the one before), ``audio`` and
-    ``duration_s``. Raises ``ValueError`` where the height is out of bounds, a path leads out of the data folder, or
-    the film cannot be read. Formats made for broadcast and streaming do not tell where they should end: of such a
-    file, cut short, all that is there is written.
+    The files are ``<out>/<stem>-<height>.mp4`` and ``.jpg``. They replace existing files. The aspect ratio does not
+    change, and the video is never enlarged. Returns ``path``, ``poster``, ``width`` and ``height`` as shown,
+    ``frames``, ``dropped`` (video and audio frames that were not later than the frame before), ``audio`` and
+    ``duration_s``. Raises ``ValueError`` if the height is out of bounds, a path is not in the data folder, or the video
+    cannot be read. Formats for broadcast and streaming do not say where they end, so an incomplete file in such a
+    format is no error: the part that exists is written.
     """
     if not 16 <= height <= 4320:
         raise ValueError(f"height is {height}, it must be from 16 to 4320")
@@ -78,7 +78,7 @@ async def process_video(ctx: dict[str, Any], path: str, *, out: str = "processed
 
 
 async def _in_thread(work: Callable[..., T], *args: Any) -> T:
-    """Return ``work(*args, stop)``, run in a thread; cancelled, set ``stop`` and wait until the thread has ended."""
+    """Return ``work(*args, stop)``, which runs in a thread. On cancellation, set ``stop`` and wait for its end."""
     stop = threading.Event()
     thread = asyncio.create_task(asyncio.to_thread(work, *args, stop))
     try:
@@ -107,7 +107,7 @@ def _resize(path: str, size: int, out: str) -> dict[str, Any]:
         picture: Image.Image = original
         if original.mode in ("1", "P") or "transparency" in original.info:  # such colours cannot be interpolated
             picture = original.convert("RGBA" if original.has_transparency_data else "RGB")
-        # Turned only when small: so a JPEG is decoded no larger than it has to be.
+        # The image is turned after it was made small, so that a JPEG is decoded in a small size.
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
         picture = ImageOps.exif_transpose(picture)
     with files.replacing(target) as partial:
@@ -143,23 +143,23 @@ def _transcode(path: str, out: str, height: int, stop: threading.Event) -> dict[
 
 
 def _shape(source: Path, height: int) -> tuple[int, tuple[int, int]]:
-    """Return by how many degrees, counter-clockwise, a player turns the film, and its new size before that."""
+    """Return the degrees by which a player turns the video, counter-clockwise, and the new size before the turn."""
     with _film(source) as (reader, stream):
-        for frame in reader.decode(stream):  # the turn comes with the first frame
+        for frame in reader.decode(stream):  # the first frame has the rotation
             width = round(frame.width * float(stream.sample_aspect_ratio or 1))
             shown = width if frame.rotation % 180 else frame.height
-            # Even, since colour is stored for two by two pixels.
+            # Even numbers, because colour is stored for two by two pixels.
             new_width, new_height = (
                 max(2, side * min(height, shown) // shown // 2 * 2) for side in (width, frame.height)
             )
             return frame.rotation, (new_width, new_height)
-    raise ValueError("it has no picture")
+    raise ValueError("the file has no video stream")
 
 
 def _encode(
     source: Path, target: Path, size: tuple[int, int], rotation: int, stop: threading.Event
 ) -> tuple[VideoFrame, int]:
-    """Write the film; return the frame for its poster and how many frames were dropped. Raises ``Stopped``."""
+    """Write the video. Return the frame for its poster, and how many frames were dropped. Raises ``Stopped``."""
     shot: VideoFrame | None = None
     with _film(source) as (reader, stream), av.open(str(target), "w", options={"movflags": "+faststart"}) as writer:
         video = writer.add_stream(VIDEO_CODEC, options={"preset": "veryfast", "crf": "23"})
@@ -178,18 +178,21 @@ def _encode(
                 writer.mux(sound.encode(frame))
             elif isinstance(frame, VideoFrame) and pictures.place(frame):
                 shot = frame if shot is None or frame.time <= POSTER_AT_S else shot
-                frame.pict_type = PictureType.NONE  # or the encoder keeps the source's key frames
+                frame.pict_type = PictureType.NONE  # else the encoder keeps the key frames of the source
                 writer.mux(video.encode(frame))
         writer.mux(video.encode(None))
         if sound:
             writer.mux(sound.encode(None))
     if shot is None:
-        raise ValueError("it has no picture")
+        raise ValueError("the file has no video stream")
     return shot, pictures.dropped + sounds.dropped
 
 
 class _Clock:
-    """Gives the frames of one stream their times from the film's start. One with none follows the one before."""
+    """Sets the times of the frames of one stream, from the start of the video.
+
+    A frame without a time follows the frame before.
+    """
 
     def __init__(self, start_s: float) -> None:
         self.dropped = 0
@@ -198,7 +201,7 @@ class _Clock:
         self._last: int | None = None
 
     def place(self, frame: VideoFrame | AudioFrame) -> bool:
-        """Set a frame's time; return False where it has to be dropped, since encoders only go forwards."""
+        """Set the time of a frame. Return False if the frame must be dropped, because times must increase."""
         time_s = self._next_s if frame.time is None else frame.time - self._start_s
         pts = round(time_s / TICK)
         if self._last is not None and pts <= self._last:
@@ -212,14 +215,14 @@ class _Clock:
 
 @contextmanager
 def _film(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    # -genpts: FFmpeg's guess at times that are not in the file is wrong for H.264 in AVI.
+    # -genpts: for H.264 in AVI, FFmpeg guesses wrong times if the file has none.
     options = {"format_whitelist": FILMS, "protocol_whitelist": "file", "fflags": "-genpts"}
     with av.open(str(source), "r", options=options) as reader:
         if not reader.streams.video:
-            raise ValueError("it has no picture")
+            raise ValueError("the file has no video stream")
         stream = reader.streams.video[0]
         if not stream.codec_context:
-            raise ValueError("there is no decoder for its picture")
+            raise ValueError("there is no decoder for its video stream")
         _check_pixels(stream.width, stream.height)
         stream.codec_context.thread_count = THREADS
         yield reader, stream
@@ -227,7 +230,7 @@ def _film(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def _existing(path: str) -> Path:
     source = files.inside(path)
-    if not source.is_file():  # a pipe, say, would be waited for without end
+    if not source.is_file():  # a pipe, for example, would block forever
         raise ValueError(f"{path!r} cannot be read: no such file in the data folder")
     return source
 
@@ -237,14 +240,14 @@ def _relative(path: Path) -> str:
 
 
 def _check_pixels(width: int, height: int) -> None:
-    """Refuse what would fill the memory. The limit is Pillow's, which only warns up to twice as much."""
+    """Raise ``ValueError`` if an image is too large for the memory. Pillow itself only warns up to twice this limit."""
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"{width}x{height} are more than {Image.MAX_IMAGE_PIXELS} pixels")
 
 
 @contextmanager
 def _naming(path: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors over a file's content, which seldom name the file, into a ``ValueError`` that does."""
+    """Turn errors about the content of a file into a ``ValueError`` that names the file."""
     try:
         yield
     except errors as error:

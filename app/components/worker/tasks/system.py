@@ -1,4 +1,4 @@
-"""Upkeep of a deployment: its state, its temporary files, what it depends on."""
+"""Maintenance of a deployment: its state, its temporary files, and the services that it needs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from app.core.config import settings
 
 logger = logging.getLogger(__name__)
 
-CHECK_WITHIN_S = 60  #: redirects included, however slowly each answers
+CHECK_WITHIN_S = 60  #: for the request and all its redirects
 
 
 def peak_rss() -> int:
-    """Return the most memory, in bytes, that this process has had resident."""
+    """Return the peak of this process's resident memory, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 async def system_health_check(ctx: dict[str, Any]) -> dict[str, Any]:
-    """Return facts of the host, this process and Redis; raises ``RedisError`` where Redis does not answer.
+    """Return facts about the host, this process and Redis, for people. Raises ``RedisError`` if Redis does not answer.
 
-    Sizes are in bytes, ``load`` is the average over 1, 5 and 15 minutes. It is for people to read: the health of
-    a replica is what its worker records in Redis by itself.
+    Sizes are in bytes. ``load`` is the average over 1, 5 and 15 minutes. The health of a replica does not depend on
+    this task: each worker writes its own health record.
     """
     redis = ctx["redis"]
     disk = await asyncio.to_thread(lambda: shutil.disk_usage(files.root()))
@@ -56,11 +56,11 @@ async def system_health_check(ctx: dict[str, Any]) -> dict[str, Any]:
 
 
 async def cleanup_temp_files(ctx: dict[str, Any], max_age_s: float = 86_400) -> dict[str, int]:
-    """Delete what has lain unchanged in the folder ``tmp`` for more than ``max_age_s`` seconds.
+    """Delete the files in the folder ``tmp`` that have not changed for more than ``max_age_s`` seconds.
 
-    A link goes by its own age, and what it leads to stays; a folder goes once it is empty, and one emptied just now
-    counts as changed. Returns how many entries were ``deleted`` and ``kept``, and the ``bytes`` of deleted files.
-    Raises ``ValueError`` for a negative age.
+    For a link, its own age counts, and its target is kept. A folder is deleted when it is empty and has not changed for
+    so long. Returns how many entries were ``deleted`` and ``kept``, and the ``bytes`` of the deleted files. Raises
+    ``ValueError`` if ``max_age_s`` is negative.
     """
     if not max_age_s >= 0:
         raise ValueError(f"max_age_s={max_age_s} must be 0 or more")
@@ -69,7 +69,7 @@ async def cleanup_temp_files(ctx: dict[str, Any], max_age_s: float = 86_400) -> 
 
 def _delete_older(limit: float) -> dict[str, int]:
     counts = {"deleted": 0, "bytes": 0, "kept": 0}
-    # Names are looked up in the open folder, so that a folder swapped for a link meanwhile leads nowhere else.
+    # Names are resolved in the open folder, so that nothing elsewhere is deleted if a link replaces a folder meanwhile.
     for path, folders, names, fd in os.fwalk(files.tmp(), topdown=False):
         for name in (*folders, *names):
             try:
@@ -84,7 +84,7 @@ def _delete_older(limit: float) -> dict[str, int]:
                     counts["deleted"] += 1
                     counts["bytes"] += entry.st_size
             except FileNotFoundError:
-                continue  # its job, or another cleanup, was faster
+                continue  # a job, or another cleanup, has deleted it meanwhile
             except OSError as error:
                 counts["kept"] += 1
                 if error.errno != errno.ENOTEMPTY:
@@ -93,11 +93,11 @@ def _delete_older(limit: float) -> dict[str, int]:
 
 
 async def check_url(ctx: dict[str, Any], url: str, expect: int = 200) -> dict[str, Any]:
-    """GET a URL and return its ``status`` and the ``seconds`` until it came, redirects included.
+    """GET a URL, and return its ``status`` and the ``seconds`` until the status came, redirects included.
 
-    Raises ``RuntimeError``, which names both, where there is no answer or another one than ``expect``, so that the
-    job is tried again; ``ValueError`` where the URL is not one of http or https, or leads, by a redirect too, to an
-    address that is not public, unless ``WORKER_CHECK_URL_PRIVATE`` allows it.
+    Raises ``RuntimeError`` if there is no answer, or another status than ``expect``. Then the job is tried again.
+    Raises ``ValueError`` if the URL is not valid, or not http or https, or if its address, or that of a redirect, is
+    not public. ``WORKER_CHECK_URL_PRIVATE`` allows such addresses.
     """
     try:
         target = httpx.URL(url)
@@ -112,7 +112,7 @@ async def check_url(ctx: dict[str, Any], url: str, expect: int = 200) -> dict[st
     try:
         async with contextlib.AsyncExitStack() as stack, asyncio.timeout(CHECK_WITHIN_S):
             http = ctx["http"] if settings.WORKER_CHECK_URL_PRIVATE else await stack.enter_async_context(web.client())
-            # Streamed, since nobody reads the body, which may have no end.
+            # Streamed, because nobody reads the body, and it may have no end.
             response = await stack.enter_async_context(http.stream("GET", target))
             status: int = response.status_code
     except (httpx.HTTPError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Requests to hosts that a producer names: to public addresses alone, or a job would reach what its producer cannot."""
+"""Requests to hosts that a producer names. Only public addresses: else a job could reach what its producer cannot."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ TIMEOUT_S = 30
 
 
 def client() -> httpx.AsyncClient:
-    """Return a client that follows redirects, each under the same rule. It raises ``ValueError`` where a host has an
-    address that is not public."""
+    """Return a client that follows redirects. It raises ``ValueError`` if a host has an address that is not public."""
     return httpx.AsyncClient(transport=_Public(verify=_context()), timeout=TIMEOUT_S, follow_redirects=True)
 
 
@@ -26,14 +25,14 @@ def _context() -> ssl.SSLContext:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is anybody's to reach: not of this host, a private network, a cloud's metadata, a group."""
+    """Return whether an address is public: not of this host, a private network, a cloud's metadata or a multicast."""
     if isinstance(address, IPv6Address) and (inner := address.ipv4_mapped or address.sixtofour):
         return is_public(inner)
     return address.is_global and not address.is_multicast
 
 
 class _Public(httpx.AsyncHTTPTransport):
-    """Looks a host up once, and connects to the very addresses that were checked: the next answer may differ."""
+    """Resolves a host once, and connects to the addresses that were checked: a second answer could differ."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host = request.url.raw_host.decode()
@@ -52,7 +51,7 @@ class _Public(httpx.AsyncHTTPTransport):
 
 
 def _sent_to(address: IPv4Address | IPv6Address, request: httpx.Request) -> httpx.Request:
-    """Return the request with an address in its URL; the host's name is in its header still, and what TLS checks."""
+    """Return the request with an address in its URL. The header and TLS still use the name of the host."""
     return httpx.Request(
         request.method,
         request.url.copy_with(host=str(address)),
