@@ -37,7 +37,7 @@ def tell(known: Sequence[dict[str, Any]], unknown: Sequence[str]) -> int:
     """Print what is vulnerable, and what the service does not know. Return the exit code."""
     found = [
         f"{each['name']} {each['version']}: {vulnerability['id']}, "
-        f"mended in {', '.join(vulnerability['fix_versions']) or 'no version'}"
+        f"fixed in {', '.join(vulnerability['fix_versions']) or 'no version'}"
         for each in known
         for vulnerability in each["vulns"]
     ]

@@ -22,10 +22,10 @@ Command = Callable[[Stack, argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. It is 2 if something has to be mended first, and a line names that."""
+    """Run one command and return its exit code. It is 2 if something has to be fixed first, and one line says what."""
     options = _parser().parse_args(argv)
     if options.command == "doctor":
-        return doctor.run(options)  # it tells what keeps the others from running
+        return doctor.run(options)  # it runs even if others cannot, and says why they cannot
     try:
         stack = (Rehearsal if options.dry_run else Stack)(load(options.env))
         if options.engine:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OpsError as error:
         say(str(error))
         return 2
-    except BrokenPipeError:  # the reader has seen enough, as in `make events | head`
+    except BrokenPipeError:  # the reader has ended, as in `make events | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Command, text: str, *, alone: bool = True, engine: bool = True) -> argparse.ArgumentParser:
-        """``alone``: it changes the stack, so it waits for others. ``engine``: it needs Docker."""
+        """Add a command.
+
+        :param alone: it changes the stack, so it waits for other changes
+        :param engine: it needs Docker
+        """
         command = commands.add_parser(name, help=text)
         command.set_defaults(run=run, alone=alone, engine=engine)
         return command
@@ -114,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("secrets", credentials.make, "make the secrets that are missing", engine=False)
     rotation = add("secrets-rotate", credentials.rotate, "change passwords of Redis while everything runs")
     rotation.add_argument("--user", choices=passwords.USERS, help="this user's alone; all by default")
-    rotation.add_argument("--finish", action="store_true", help="end the validity of the producers' last password")
+    rotation.add_argument("--finish", action="store_true", help="make the producers' previous password invalid")
     certifying = add("certs", credentials.certs, "make the certificates that are missing, renew and list them")
     certifying.add_argument("--renew", choices=("ca", "server", "client"), help="before its time; ca: all")
 

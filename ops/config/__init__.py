@@ -1,4 +1,4 @@
-"""What the files say: the env files are read and checked before anything is touched."""
+"""The configuration: the env files are read and checked before anything is changed."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ ROOT = Path(__file__).resolve().parents[2]  #: the checkout
 
 
 class OpsError(Exception):
-    """An operation cannot go on. The message has one line for each problem, and each line names what to mend."""
+    """An operation cannot go on. The message has one line for each problem, and each line says what to fix."""

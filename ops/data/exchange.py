@@ -1,4 +1,4 @@
-"""One set of Redis's data takes the place of another: what is kept of it, and what is done if that was cut short."""
+"""One set of Redis's data takes the place of another: what is kept of it, and what is done if that was interrupted."""
 
 import shlex
 import time
@@ -36,7 +36,7 @@ def give_back(stack: Stack) -> None:
 def must_be_whole(stack: Stack) -> None:
     """Raise ``OpsError`` if Redis's data was being replaced, and would be found empty.
 
-    A restore that was cut short before it had replaced anything is over, and that is said.
+    A restore that was interrupted before it had replaced anything is over, and that is said.
     """
     unfinished = journal.unfinished(stack.name)
     if not unfinished:
@@ -44,13 +44,11 @@ def must_be_whole(stack: Stack) -> None:
     if unfinished["event"] == "restore":
         volume.end_others(stack)
         if not volume.is_exchanged(stack):
-            reason = "it was cut short before it had replaced anything"
+            reason = "it was interrupted before it had replaced anything"
             stack.record("restore", file=unfinished["file"], outcome=journal.FAILED, reason=reason)
             say(f"the last restore has changed nothing: {reason}")
             return
         what = f"restore FILE={shlex.quote(unfinished['file'])} YES=1"
     else:
         what = f"upgrade-redis IMAGE={unfinished['image']}"
-    raise OpsError(
-        f"the data of Redis was being replaced, and that was cut short: finish it by `make {what} ENV={stack.name}`"
-    )
+    raise OpsError(f"the replacement of the data of Redis was interrupted: `make {what} ENV={stack.name}` finishes it")

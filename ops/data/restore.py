@@ -1,7 +1,7 @@
 """A backup is brought back, to its own environment or to another one.
 
 Its data is made ready and counted beside the data that Redis has, while Redis goes on. Only then Redis stops, what it
-has is kept as an archive, and the two change places. If that is cut short, the same command finishes it.
+has is kept as an archive, and the two change places. If that is interrupted, the same command finishes it.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def restore(stack: Stack, options: argparse.Namespace) -> int:
         begun={"file": str(file), "running": running},
         undo=partial(_undo, stack, running),
         undone=f"ENV={stack.name} has what it had before",
-        cut_short="cut short: the same command again finishes it",
+        interrupted="interrupted: the same command again finishes it",
         finish=partial(volume.run, stack, "clear"),
         file=file.name,
     ):

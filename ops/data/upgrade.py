@@ -40,7 +40,7 @@ def upgrade(stack: Stack, options: argparse.Namespace) -> int:
         begun={},
         undo=partial(_go_back, old, new),
         undone=f"Redis runs on {image} again, with what it had",
-        cut_short="cut short: the same command again finishes it",
+        interrupted="interrupted: the same command again finishes it",
         finish=partial(volume.run, new, "clear"),
         image=options.image,
         previous=image,
@@ -78,11 +78,11 @@ def _go_back(old: Stack, new: Stack) -> None:
 
 
 def _recover(old: Stack, new: Stack) -> None:
-    """Start Redis after an upgrade that was cut short: on the new image if it has the new data."""
+    """Start Redis after an upgrade that was interrupted: on the new image if it has the new data."""
     volume.end_others(old)
     now = new if volume.is_exchanged(old) else old
     image = now.value("REDIS_IMAGE")
-    say(f"the last upgrade was cut short: starting Redis on {image}")
+    say(f"the last upgrade was interrupted: starting Redis on {image}")
     now.write("REDIS_IMAGE", image)
     try:
         services.start(now, {"redis": 1})

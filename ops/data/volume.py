@@ -25,7 +25,7 @@ def run(stack: Stack, *steps: str, **variables: str) -> str:
 
 
 def end_others(stack: Stack) -> None:
-    """End what a command that was cut short has left running."""
+    """End what a command that was interrupted has left running."""
     with suppress(OpsError):  # there is nothing to end
         stack.take(commands.remove_all("container", [_name(stack)]))
 

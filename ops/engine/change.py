@@ -17,14 +17,14 @@ def change(
     *,
     undo: Callable[[], object],
     undone: str,
-    cut_short: str,
+    interrupted: str,
     finish: Callable[[], object] = lambda: None,
     begun: Mapping[str, object] | None = None,
     **facts: object,
 ) -> Iterator[Callable[[], float]]:
     """Make a change, and give a clock with its seconds. It ends as done, or it has failed and is undone.
 
-    An interruption undoes nothing, and ``cut_short`` is said: what was begun can be finished.
+    An interruption undoes nothing, and ``interrupted`` is said: what was begun can be finished.
 
     :param undone: how the stack is after ``undo``, for the message of the error
     :param finish: clears up what ``undo`` would have needed
@@ -41,7 +41,7 @@ def change(
         stack.record(event, **facts, outcome=journal.FAILED, reason=str(error))
         raise OpsError(f"{error}; {undone}") from None
     except KeyboardInterrupt:
-        say(cut_short)
+        say(interrupted)
         raise
     seconds = round(time.monotonic() - began, 1)
     finish()

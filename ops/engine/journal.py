@@ -43,6 +43,6 @@ def is_done(entry: dict[str, Any]) -> bool:
 
 
 def unfinished(environment: str, event: str | None = None) -> dict[str, Any] | None:
-    """Return the last change of Redis's data if it was cut short; with ``event``, only a change of that kind."""
+    """Return the last change of Redis's data if it was interrupted; with ``event``, only a change of that kind."""
     *_, last = [{}, *(entry for entry in read(environment) if entry["event"] in _REPLACING)]
     return last if last.get("outcome") == BEGUN and event in (None, last["event"]) else None

@@ -22,12 +22,12 @@ def alone(environment: str, command: str) -> Iterator[None]:
     """Wait until nobody else changes the environment's stack, and say who it is.
 
     The kernel releases the lock when the process that holds it ends, so no lock is left behind. If the last change was
-    cut short, that is said: it may be half done.
+    interrupted, that is said: it may be half done.
     """
     file = _acquire(environment)
     try:
         if left := _read(file):
-            say(f"the last change of ENV={environment}, {_described(left)}, was cut short")
+            say(f"the last change of ENV={environment}, {_described(left)}, was interrupted")
         _write(file, json.dumps({"command": command, "by": user(), "pid": os.getpid(), "since": time.time()}))
         yield
         _write(file, "")
@@ -51,7 +51,7 @@ def holder(environment: str) -> str | None:
 
 
 def left(environment: str) -> str | None:
-    """Return whose change was cut short, for a person to read. None if another change has ended since."""
+    """Return whose change was interrupted, for a person to read. None if another change has ended since."""
     path = _path(environment)
     if not path.exists() or holder(environment):
         return None

@@ -97,7 +97,7 @@ class Stack:
         what = f"write {variable}={value} into {file.relative_to(ROOT)}"
         self.change(what, lambda: envfile.write(file, variable, value))
 
-    # -- what only looks --------------------------------------------------------------------------------------------
+    # -- what only reads --------------------------------------------------------------------------------------------
 
     def ask(self, argv: Sequence[str], *, within_s: float | None = None) -> subprocess.CompletedProcess[str]:
         return shell.ask(argv, self.variables, within_s=within_s)
@@ -125,8 +125,8 @@ class Stack:
             # A checkout that was moved is no longer there.
             if (folder / "compose" / "base.yml").is_file() and not folder.samefile(ROOT):
                 raise OpsError(
-                    f"ENV={self.name} runs from {folder}, and this is {ROOT}: change it there, or type `make down "
-                    f"ENV={self.name}` there first; a second stack needs a COMPOSE_PROJECT_NAME of its own"
+                    f"ENV={self.name} runs from {folder}, and this is {ROOT}: run the command there, or type "
+                    f"`make down ENV={self.name}` there first; a second stack needs its own COMPOSE_PROJECT_NAME"
                 )
 
     def model(self) -> dict[str, Any]:

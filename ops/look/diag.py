@@ -35,7 +35,7 @@ Diagnostics of ENV={environment}, made on {when} by `make diag`.
 Redacted: everything in secrets/{environment}/, in clear and encoded; values of variables with names such as PASSWORD,
 TOKEN, SECRET or KEY; users and passwords in URLs. The finished archive was searched for all of secrets/ once more.
 It has no payloads, arguments or results of jobs, unless your tasks write them to the log or into the text of an error.
-Names of hosts, users, paths and images are in it. Before you send it, look at logs/ and env/.
+Names of hosts, users, paths and images are in it. Before you send it, check logs/ and env/.
 """
 
 
@@ -56,7 +56,7 @@ def write(stack: Stack, _: argparse.Namespace) -> int:
     what = f"write {path.relative_to(ROOT)} with what these print:{asked}"
     if stack.change(what, lambda: _write(stack, path, needed)):
         print(path.relative_to(ROOT))
-        say("secrets are redacted; before you send it, look at what its README.txt says")
+        say("secrets are redacted; before you send it, read its README.txt")
     return 0
 
 

@@ -108,7 +108,7 @@ def autoscale(stack: Stack, options: argparse.Namespace) -> int:
     scaler = Scaler(options.minimum, options.maximum, options.target, options.steady)
     with stack.alone("autoscale", of=f".autoscale-{service}"):
         bounds = f"{options.minimum} to {options.maximum} replicas"
-        say(f"{service}: {bounds}, a look every {options.every:g} s; Ctrl-C stops")
+        say(f"{service}: {bounds}, a check every {options.every:g} s; Ctrl-C stops")
         problem = ""
         while not stopped:
             try:

@@ -54,9 +54,10 @@ def deploy_redis(stack: Stack, _: argparse.Namespace) -> int:
 
 
 def unlock(stack: Stack, _: argparse.Namespace) -> int:
-    """Break the lock of a change that hangs. The process that held it goes on, so that one has to be ended first."""
+    """Break the lock of a change that hangs. Its process goes on, so end that process first."""
     holder = stack.change("break the lock", partial(lock.break_, stack.name))
-    say(f"ENV={stack.name}: the lock of {holder} is broken" if holder else f"ENV={stack.name} is not being changed")
+    broken = f"ENV={stack.name}: the lock of {holder} was broken"
+    say(broken if holder else f"ENV={stack.name} is not being changed")
     return 0
 
 
@@ -80,7 +81,7 @@ def _replace(stack: Stack, event: str, obtain: Callable[[Stack], None]) -> int:
             event,
             undo=undo,
             undone=undone,
-            cut_short=f"cut short: all replicas that run go on; `make {event} VERSION={version} ENV={stack.name}` "
+            interrupted=f"interrupted: all replicas that run go on; `make {event} VERSION={version} ENV={stack.name}` "
             f"finishes it, `make deploy VERSION={previous} ENV={stack.name}` undoes it",
             version=version,
         ):
@@ -184,7 +185,7 @@ def _wait_until_healthy(stack: Stack, new: list[Container]) -> None:
         for each in now:
             if not each.runs or each.restarts or each.health == "unhealthy" or (late and each.health != "healthy"):
                 services.print_end_of_log(stack, each)
-                what = f"is {each.health}" if each.runs and not each.restarts else "ends as soon as it starts"
+                what = f"is {each.health}" if each.runs and not each.restarts else "exits right after its start"
                 raise OpsError(f"{each.name} {what}")
         if len(now) == len(ids) and all(each.health == "healthy" for each in now):
             return

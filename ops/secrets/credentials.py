@@ -14,7 +14,7 @@ from . import certificates, passwords
 def ensure(stack: Stack) -> None:
     """Make what is missing. A Redis that is up takes certificates that were renewed."""
     if ensure_passwords(stack) and stack.running():
-        say(f"what runs keeps the old ones until `make restart ENV={stack.name}`")
+        say(f"running containers keep the old ones until `make restart ENV={stack.name}`")
     if _certify(stack):
         _reload_certificates(stack)
 
@@ -69,15 +69,15 @@ def rotate(stack: Stack, options: argparse.Namespace) -> int:
         if options.finish or user != "producer":
             passwords.retire(folder, user)
         tell_redis(user)
-        say(f"{user}: {'the last password is void' if options.finish else 'a new password is valid'}")
+        say(f"{user}: {'the previous password is invalid' if options.finish else 'a new password is valid'}")
 
     for user in [options.user] if options.user else passwords.USERS:
-        what = "end the validity of the last password" if options.finish else "change the password"
+        what = "make the previous password invalid" if options.finish else "change the password"
         stack.change(f"{what} of {user}", partial(change, user))
     if options.user in (None, "producer") and not options.finish:
         say(
-            f"producers: give them secrets/{stack.name}/{passwords.USERS['producer']}; the last one stays valid until "
-            f"`make secrets-rotate USER=producer ARGS=--finish ENV={stack.name}`"
+            f"producers: give them secrets/{stack.name}/{passwords.USERS['producer']}; the previous one stays valid "
+            f"until `make secrets-rotate USER=producer ARGS=--finish ENV={stack.name}`"
         )
     return 0
 

@@ -178,7 +178,7 @@ async def test_what_a_user_may_not_do_is_said(users: dict[str, ArqRedis]) -> Non
     with pytest.raises(NoPermissionError) as caught:
         await users[MONITOR].delete(QUEUE)
     said = explain(caught.value, Settings(_env_file=None, REDIS_USERNAME=MONITOR))
-    assert said.startswith("Redis at localhost:6379 does not let the user monitor do this: ")
+    assert said.startswith("Redis at localhost:6379 does not permit this to the user monitor: ")
 
 
 async def test_worker_and_producer_do_their_work(users: dict[str, ArqRedis], server: tuple[int, Path]) -> None:

@@ -62,7 +62,7 @@ def test_all_settings_that_cannot_work_are_named_at_once(refused: Run) -> None:
 
 def test_keys_that_are_too_short_are_not_shown(refused: Run) -> None:
     assert refused(WORKER_SIGNING_KEY="geheim") == [
-        "WORKER_SIGNING_KEY: each key, one a line, needs 32 characters or more"
+        "WORKER_SIGNING_KEY: each line is a key and needs at least 32 characters"
     ]
 
 

@@ -193,7 +193,7 @@ async def test_a_queue_is_paused_looked_at_emptied_and_resumed(cli: Cli, produce
     assert "failure_task" in page.out
     assert deferred in page.out
     assert declined.code == 1
-    assert "Remove the waiting ones of 3 jobs" in declined.err
+    assert "Remove the jobs that wait in load_test? It has 3 jobs" in declined.err
 
     # A worker looks for jobs twice a second at least.
     await asyncio.sleep(max(0, asked + 1.2 - monotonic()))
@@ -286,7 +286,7 @@ async def test_a_job_is_aborted_whether_it_waits_or_runs(cli: Cli, producer: Arq
         waits = await enqueue(producer, "light_io_task", 60)
         running, early = await cli.each(f"job abort {runs}", f"job abort {waits} --timeout 0")
         assert (running.code, running.out) == (0, f"job {runs} is aborted\n")
-        early.refuses(f"job {waits} is queued, and is aborted when a worker of its queue sees it", code=1)
+        early.refuses(f"job {waits} is queued. A worker of its queue will abort it.", code=1)
     waiting, result, status = await cli.each(
         f"job abort {waits}", f"job result {runs}", f"job status {waits} --queue load_test --json"
     )
@@ -310,7 +310,7 @@ async def test_a_job_that_has_ended_runs_again(cli: Cli, producer: ArqRedis) -> 
         assert (document.code, document.data) == (0, {"id": done, "queue": "load_test"})
         status, twice = await cli.each(f"job status {failed} --json", f"job retry {failed}")
         assert (status.data["status"], status.data["tries"], status.data["args"]) == ("queued", 0, [1, "once"])
-        twice.refuses(f"job {failed} is queued: only one that has ended can run again", code=1)
+        twice.refuses(f"job {failed} is queued: only a job that has ended can run again", code=1)
     # It has all of its tries again, of which the second is the one that works.
     assert (await job_of(producer, failed).result(timeout=10, poll_delay=0.05))["job_try"] == 2
     assert (await job_of(producer, done).result(timeout=10, poll_delay=0.05))["bytes"]
@@ -340,7 +340,7 @@ async def test_dead_letters_are_looked_at_retried_and_discarded(cli: Cli, produc
     assert "failure_task" in table.out
     assert (letter.data[0]["args"], letter.data[0]["error"]) == ([0, "always"], "LoadTestError('always')")
     assert "Traceback (most recent call last)" in page.out
-    both.refuses("name the jobs by their ids, or all of them by --all")
+    both.refuses("name jobs by their ids, or choose all with --all")
     nobody.refuses("no dead letter nobody in load_test, media, system", code=1)
 
     retried = await cli(f"dead retry {always} --json")
@@ -361,17 +361,17 @@ async def test_a_pickle_is_shown_and_not_loaded(cli: Cli, producer: ArqRedis, tm
     async with paused(producer, LOAD_TEST):
         await producer.zadd(LOAD_TEST, {"poison": 0})
         waits, queue = await cli.each("job status poison", "queue show load_test --json")
-        waits.refuses("job poison cannot be read here: payload is a pickle, WORKER_SERIALIZER is msgpack", code=1)
+        waits.refuses("job poison cannot be read here: payload is a pickle, but WORKER_SERIALIZER is msgpack", code=1)
         assert [job["function"] for job in queue.data["jobs"]] == [None]
     result = await cli("job result poison --timeout 10")
-    assert "payload is a pickle, WORKER_SERIALIZER is msgpack" in result.err
+    assert "payload is a pickle, but WORKER_SERIALIZER is msgpack" in result.err
     await eventually(lambda: producer.exists(keys.RESULT + "poison"))
     letter, status, retry = await cli.each("dead show poison --json", "job status poison --json", "job retry poison")
     (found,) = letter.data
     assert (found["reason"], base64.urlsafe_b64decode(found["payload"])) == ("undecodable", payload)
     assert status.code == 0, status.err
     assert status.data["function"] == "<unknown>"
-    retry.refuses("could not be read: what it was to do is not known", code=1)
+    retry.refuses("could not be read, so its task is not known", code=1)
     assert not (tmp_path / "canary").exists()
     assert (await cli("dead discard poison")).code == 0
 

@@ -14,7 +14,7 @@ async def test_a_redis_that_is_not_there(cli: Cli) -> None:
     commands = ("health status --json", "queue purge system --yes", "job enqueue system_health_check", "load-test io")
     port = free_port()
     for answer in await cli.each(*commands, REDIS_URL_LOCAL=f"redis://localhost:{port}"):
-        answer.refuses(f"Redis at localhost:{port} is out of reach")
+        answer.refuses(f"Redis at localhost:{port} cannot be reached")
 
 
 async def test_a_redis_that_is_full(cli: Cli, redis: ArqRedis) -> None:
@@ -58,9 +58,9 @@ async def test_a_task_that_is_not_there_or_takes_something_else(cli: Cli) -> Non
         "job enqueue check_url --kwargs [1]",
     )
     typo.refuses("unknown task check_ulr: did you mean check_url?")
-    unlike.refuses("unknown task nothing: there are check_url, cleanup_temp_files, system_health_check")
+    unlike.refuses("unknown task nothing: the tasks are check_url, cleanup_temp_files, system_health_check")
     arguments.refuses("task check_url does not take these arguments: missing a required argument: 'url'")
-    text.refuses("--kwargs [1] is no JSON object")
+    text.refuses("--kwargs [1] is not a JSON object")
 
 
 async def test_words_that_the_command_line_does_not_have(cli: Cli) -> None:
@@ -100,9 +100,9 @@ async def test_settings_to_mend_are_named_at_once_with_their_values(cli: Cli) ->
         "WORKER_SYSTEM_MAX_JOBS=0",
     ]
     worker.refuses("WORKER_SYSTEM_MAX_JOBS=0: Input should be greater than 0")
-    no_results.refuses("load_test keeps no results to measure by: set WORKER_LOAD_TEST_KEEP_RESULT, or use --no-wait")
+    no_results.refuses("load_test keeps no results to measure: set WORKER_LOAD_TEST_KEEP_RESULT, or use --no-wait")
 
 
 async def test_a_job_that_nobody_knows(cli: Cli) -> None:
     for answer in await cli.each("job status x", "job result x", "job abort x --json", "job retry x"):
-        answer.refuses("no job x in load_test, media, system, and no result of it is kept", code=1)
+        answer.refuses("there is no job x in load_test, media, system, and no result of it is kept", code=1)

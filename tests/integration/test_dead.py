@@ -91,6 +91,6 @@ async def test_what_expired_is_retried_where_a_worker_had_its_payload(
     assert [letter["reason"] for letter in letters] == ["expired", "expired"]
     done = await cli(f"dead retry {ids} --json")
     assert (done.code, done.data) == (1, {"retried": ["late"], "left": ["early"]})
-    assert done.err == "1 not enqueued, as the payload had expired or the id is in use again: early\n"
+    assert done.err == "1 jobs were not enqueued: the payload had expired, or the id is in use again: early\n"
     assert await admin.dead_ids(redis, LOAD_TEST) == ["early"]
     assert await redis.exists(keys.JOB + "late")

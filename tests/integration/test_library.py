@@ -830,7 +830,7 @@ def test_what_msgpack_would_refuse_is_logged(caplog: pytest.LogCaptureFixture) -
     job = {"t": None, "f": "add", "a": (1, Path("/tmp")), "k": {}, "et": 0}
     assert space["dumps"](job) == pickle.dumps(job)
     assert [record.getMessage() for record in caplog.records] == [
-        "arguments of add: a pathlib.PosixPath cannot be carried"
+        "arguments of add: a pathlib.PosixPath cannot be in a payload"
     ]
     assert space["dumps"](job | {"a": (1,)}) == pickle.dumps(job | {"a": (1,)})
     assert len(caplog.records) == 1
@@ -851,7 +851,7 @@ async def test_classes_and_models_are_carried_as_the_page_says(redis: ArqRedis, 
     assert space["Receipt"].model_validate(answer) == space["Receipt"](number=7, paid=True)
     with pytest.raises(SerializationError) as refused:
         await redis.enqueue_job("bill", order, _queue_name="arq:queue:shop")
-    assert "Order cannot be carried" in str(refused.value.__cause__)
+    assert "Order cannot be in a payload" in str(refused.value.__cause__)
 
     async def echoed(value: Any) -> Any:
         job = await redis.enqueue_job("echo", value, _queue_name="arq:queue:shop")

@@ -93,7 +93,7 @@ async def test_a_pickle_is_kept_and_never_loaded(redis: ArqRedis, speak: Any, tm
     job = await put(redis, "poison", payload)
     found = await letter(redis, "poison")
     assert (found["reason"], found["payload"]) == ("undecodable", payload)
-    said = "unable to deserialize job: payload is a pickle, WORKER_SERIALIZER is msgpack"
+    said = "unable to deserialize job: payload is a pickle, but WORKER_SERIALIZER is msgpack"
     assert found["error"] == f"DeserializationError({said!r})"
     with pytest.raises(DeserializationError, match=said):
         await result(job)
@@ -130,7 +130,10 @@ async def test_what_is_too_large_is_not_sent_and_not_taken(redis: ArqRedis, spea
 
 @pytest.mark.parametrize(
     ("task", "args", "said"),
-    [("makes", (30_000,), "result of 30,.* is larger than 20,000"), ("odd", (), "a builtins.object cannot be carried")],
+    [
+        ("makes", (30_000,), "result of 30,.* is larger than 20,000"),
+        ("odd", (), "a builtins.object cannot be in a payload"),
+    ],
 )
 async def test_a_result_that_cannot_be_stored_is_a_failure(
     redis: ArqRedis, speak: Any, task: str, args: tuple[Any, ...], said: str

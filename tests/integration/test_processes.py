@@ -364,7 +364,7 @@ async def test_a_redis_that_is_not_there_is_one_line(start: MakeService) -> None
     assert await service.ends() == 2
     lines = [line for line in service.log.read_text().splitlines() if "supervisor:" not in line]
     assert len(lines) == 1
-    assert "is out of reach" in lines[0]
+    assert "cannot be reached" in lines[0]
 
 
 async def test_stock_arq_runs_our_queue_and_checks_its_health(redis_server: RedisSettings, redis: ArqRedis) -> None:

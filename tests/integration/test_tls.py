@@ -142,7 +142,7 @@ async def test_the_right_ca_lets_in(serve: Serve, tmp_path: Path, host: str) -> 
 async def test_another_ca(serve: Serve, tmp_path: Path) -> None:
     relay = await serve(make(tmp_path / "a"))
     other = settings(relay.port, make(tmp_path / "b"))
-    assert "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
+    assert "its certificate is signed by a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
 
 
 async def test_of_the_cas_only_the_one_that_is_set_counts(
@@ -153,7 +153,7 @@ async def test_of_the_cas_only_the_one_that_is_set_counts(
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / f"{CA}.crt"))
     assert await ping(settings(relay.port, folder))
     other = settings(relay.port, make(tmp_path / "b"))
-    assert "its certificate is of a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
+    assert "its certificate is signed by a CA that is not in REDIS_SSL_CA_CERTS" in await said(other)
 
 
 async def test_connections_share_a_context(serve: Serve, tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ async def test_a_name_that_the_certificate_does_not_have(serve: Serve, tmp_path:
 async def test_a_server_without_tls(redis_server: RedisSettings, tmp_path: Path) -> None:
     text = await said(settings(redis_server.port, make(tmp_path / "a")))
     # It waits for a line's end, which may or may not be in what TLS begins with.
-    assert "it does not speak TLS: check REDIS_SSL" in text or "is out of reach by TLS" in text
+    assert "it does not speak TLS: check REDIS_SSL" in text or "cannot be reached by TLS" in text
 
 
 async def test_a_client_without_tls(serve: Serve, tmp_path: Path) -> None:
     folder = make(tmp_path / "a")
     relay = await serve(folder)
-    assert "is out of reach" in await said(settings(relay.port, folder, tls=False))
+    assert "cannot be reached" in await said(settings(relay.port, folder, tls=False))
 
 
 async def test_a_clients_certificate_where_one_is_asked_for(serve: Serve, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ async def test_a_clients_certificate_where_one_is_asked_for(serve: Serve, tmp_pa
     assert await ping(settings(relay.port, folder, client=True))
     # The connection may be cut before it is said why.
     text = await said(settings(relay.port, folder))
-    assert "check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE" in text or "is out of reach by TLS" in text
+    assert "check REDIS_SSL_CERTFILE and REDIS_SSL_KEYFILE" in text or "cannot be reached by TLS" in text
 
 
 async def test_a_client_that_lives_long_takes_up_what_was_renewed(serve: Serve, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def served(answer: Answer, **options: float) -> AsyncIterator[tuple[Wire, 
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()
-        wire = Wire(ConnectionPool(host=host, port=port, **options), lost=lambda: lost.append("lost"))
+        wire = Wire(ConnectionPool(host=host, port=port, **options), on_lost=lambda: lost.append("lost"))
         yield wire, lost
         wire.close()
 
@@ -70,12 +70,12 @@ async def test_what_cannot_be_sent_takes_no_reply_of_another(wire: Wire) -> None
 
 async def test_a_command_that_waits_behind_another_gets_its_own_reply(wire: Wire, redis: ArqRedis) -> None:
     waiting = asyncio.create_task(wire.calls(("BLPOP", "list", 5), ("ECHO", "mine")))
-    await eventually(lambda: wire.owed)
+    await eventually(lambda: wire.pending)
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await redis.rpush("list", "not mine")
     assert await waiting == [[b"list", b"not mine"], b"mine"]
-    assert not wire.owed
+    assert not wire.pending
     assert await wire.call("ECHO", "next") == b"next"
 
 
@@ -110,7 +110,7 @@ async def test_the_reply_to_a_call_that_was_cancelled_is_nobodys(wire: Wire) -> 
 
 async def test_messages_come_in_order_among_replies(redis: ArqRedis) -> None:
     seen: list[object] = []
-    wire = Wire(redis.connection_pool, heard=lambda channel, message: seen.append((channel, message)))
+    wire = Wire(redis.connection_pool, on_message=lambda channel, message: seen.append((channel, message)))
 
     async def echo(value: str) -> None:
         seen.append(await wire.call("ECHO", value))
@@ -127,7 +127,7 @@ async def test_messages_come_in_order_among_replies(redis: ArqRedis) -> None:
 
 async def test_a_connection_that_was_lost_is_made_again(redis: ArqRedis) -> None:
     lost: list[str] = []
-    wire = Wire(redis.connection_pool, lost=lambda: lost.append("lost"))
+    wire = Wire(redis.connection_pool, on_lost=lambda: lost.append("lost"))
     number = await wire.call("CLIENT", "ID")
     waiting = asyncio.gather(wire.call("BLPOP", "nothing", 0), wire.call("PING"), return_exceptions=True)
     await asyncio.sleep(0.05)

@@ -127,7 +127,7 @@ def test_plain_compose_from_the_root_is_the_same_stack(dev: Stack) -> None:
     ("url", "said"),
     [
         ("redis://:wrong@localhost:{port}", "refuses the login"),
-        ("redis://localhost:1", "out of reach"),
+        ("redis://localhost:1", "cannot be reached"),
     ],
 )
 def test_what_is_wrong_is_one_line(dev: Stack, url: str, said: str) -> None:

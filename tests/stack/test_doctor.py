@@ -70,7 +70,7 @@ def test_before_the_first_up(bare: Stack) -> None:
     warnings = of(found, "warn")
     assert warnings["folder"] == "there are none yet"
     assert warnings["replicas"] == "the stack is down"
-    assert found["replicas"][0]["mend"] == "make up ENV=dev"
+    assert found["replicas"][0]["fix"] == "make up ENV=dev"
     assert {"hardening", "drain", "redis_rules", "memory", "free_ports"} <= of(found, "ok").keys()
     assert not (bare.folder / "secrets").exists()
     assert not (bare.folder / ".local").exists(), "it only looks"
@@ -122,7 +122,7 @@ def test_a_healthy_stack(stack: Stack) -> None:
     assert good["replicas"] == "redis 1 of 1, worker 1 of 1"
     assert good["drift"] == "what runs is what is configured"
     assert good["served"] == "system by 1, load_test by 1"
-    assert good["networks"].startswith(f"{stack.project}_internal (leads nowhere)")
+    assert good["networks"].startswith(f"{stack.project}_internal (internal)")
     assert {"redis_configuration", "redis_users", "redis_clock", "persistence", "certificate_keys"} <= good.keys()
 
 
@@ -158,7 +158,7 @@ def test_a_redis_conf_that_was_edited(stack: Stack) -> None:
     assert code == 1
     assert of(found, "fail").keys() == {"redis_rules"}
     assert of(found, "warn")["redis_configuration"] == "Redis runs with another appendonly, timeout"
-    assert found["redis_configuration"][0]["mend"] == "make deploy-redis ENV=prod"
+    assert found["redis_configuration"][0]["fix"] == "make deploy-redis ENV=prod"
 
 
 def test_secrets_that_are_open(stack: Stack) -> None:
@@ -170,7 +170,7 @@ def test_secrets_that_are_open(stack: Stack) -> None:
         folder.chmod(0o700)
     assert code == 1
     assert of(found, "fail") == {"folder": "secrets/prod/ 0755: others on this host can enter it"}
-    assert found["folder"][0]["mend"] == "chmod 700 secrets/prod"
+    assert found["folder"][0]["fix"] == "chmod 700 secrets/prod"
 
 
 def test_a_certificate_that_has_expired(stack: Stack) -> None:
@@ -185,7 +185,7 @@ def test_a_certificate_that_has_expired(stack: Stack) -> None:
         kept.rename(folder)
     assert code == 1
     assert of(found, "fail").keys() == {"certificate_expiry"}
-    assert found["certificate_expiry"][0]["mend"] == "make certs ENV=prod"
+    assert found["certificate_expiry"][0]["fix"] == "make certs ENV=prod"
 
 
 def test_a_change_that_was_cut_short(stack: Stack) -> None:
@@ -193,20 +193,20 @@ def test_a_change_that_was_cut_short(stack: Stack) -> None:
     with edited(file, new=json.dumps({"command": "up", "by": "ada", "pid": 1, "since": time.time()})):
         code, found = doctor(stack)
     assert code == 0
-    assert of(found, "warn")["change"].startswith("cut short: up by ada")
+    assert of(found, "warn")["change"].startswith("interrupted: up by ada")
 
 
 # -- a stack that is broken; what is stopped here is started again -------------------------------------------------
 
 
 @contextmanager
-def broken(stack: Stack, service: str, harm: str, mend: str) -> Iterator[None]:
+def broken(stack: Stack, service: str, harm: str, fix: str) -> Iterator[None]:
     """A service to which something is done for a while; all is healthy again after it."""
     docker(harm, stack.container(service))
     try:
         yield
     finally:
-        docker(mend, stack.container(service))
+        docker(fix, stack.container(service))
         for container in map(stack.container, ("redis", "worker")):
             eventually(lambda one=container: inspect(one)["State"]["Health"]["Status"] == "healthy")
 
@@ -216,7 +216,7 @@ def test_a_container_that_is_paused(stack: Stack) -> None:
         code, found = doctor(stack)
     assert code == 1
     assert f"{stack.project}-redis-1 is paused" in of(found, "fail")["container_health"]
-    assert found["container_health"][0]["mend"] == f"docker unpause {stack.project}-redis-1"
+    assert found["container_health"][0]["fix"] == f"docker unpause {stack.project}-redis-1"
 
 
 def test_a_worker_that_is_killed(stack: Stack) -> None:
@@ -245,4 +245,4 @@ def test_what_does_not_belong_to_it(stack: Stack) -> None:
         _, found = doctor(stack)
     finally:
         docker("rm", "--volumes", f"{stack.project}-old-1")
-    assert found["orphans"][0]["mend"] == f"docker rm -f {stack.project}-old-1"
+    assert found["orphans"][0]["fix"] == f"docker rm -f {stack.project}-old-1"

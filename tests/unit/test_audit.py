@@ -76,7 +76,7 @@ def audit(folder: Path, url: str, *options: str, lock: str = LOCK) -> subprocess
 def test_what_is_vulnerable_is_named_and_fails(service: Service, tmp_path: Path) -> None:
     service.vulnerable = "redis"
     done = audit(tmp_path, service.url)
-    assert (done.returncode, done.stdout) == (1, "FAIL  pip-audit\nredis 5.3.1: TEST-2026-1, mended in 5.3.2\n")
+    assert (done.returncode, done.stdout) == (1, "FAIL  pip-audit\nredis 5.3.1: TEST-2026-1, fixed in 5.3.2\n")
     done = audit(tmp_path, service.url, "--ignore-vuln=TEST-2026-1")
     assert (done.returncode, done.stdout) == (0, "ok    pip-audit\n")
 

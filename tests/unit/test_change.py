@@ -29,7 +29,7 @@ def make(stack: Stack, does: Callable[[], object], done: list[str]) -> None:
         begun={"file": "/a"},
         undo=lambda: done.append("undo"),
         undone="it is as before",
-        cut_short="cut short",
+        interrupted="interrupted",
         finish=lambda: done.append("finish"),
         file="a",
     ):
@@ -74,7 +74,7 @@ def test_an_interrupted_change_can_be_finished(stack: Stack, capsys: pytest.Capt
     with pytest.raises(KeyboardInterrupt):
         make(stack, is_interrupted, done)
     assert done == []
-    assert capsys.readouterr().err == "cut short\n"
+    assert capsys.readouterr().err == "interrupted\n"
     assert journal.unfinished(stack.name, "restore")
 
 

@@ -271,7 +271,7 @@ PULLED = {"redis:8": {"Config": {"Labels": None}, "RepoDigests": ["redis@sha256:
         case(running.container_health, "warn", "starting", containers=worker("starting", *HEALTH)),
         case(running.restarts, "ok", "none"),
         case(running.restarts, "warn", "test-worker-1 2", containers=worker(2, "RestartCount")),
-        case(running.restarts, "fail", "ends as soon as it starts", containers=[LOOPING]),
+        case(running.restarts, "fail", "exits right after its start", containers=[LOOPING]),
         case(running.out_of_memory, "ok", "none"),
         case(running.out_of_memory, "fail", "test-worker-1", containers=worker(True, "State", "OOMKilled")),
         case(running.drift, "ok", "what is configured"),
@@ -315,7 +315,7 @@ def test_each_check_can_tell(case: Case) -> None:
     finding = case.check(facts(**case.given))
     assert finding is not None
     assert (finding.status, case.says in finding.fact) == (case.status, True), finding
-    assert bool(finding.mend) == (finding.status != "ok")
+    assert bool(finding.fix) == (finding.status != "ok")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_what_is_missing_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     without_docker(monkeypatch)
     lines = list(doctor.examine(Facts("dev")))
     told = [line for line in lines if "not installed" in line.finding.fact]
-    assert [(line.check, line.finding.mend) for line in told] == [("engine", "make engine")]
+    assert [(line.check, line.finding.fix) for line in told] == [("engine", "make engine")]
     checks = {line.check for line in lines}
     assert {"overcommit", "environment", "secrets_in_env_files"} <= checks
     assert not {"cgroups", "hardening", "replicas", "redis"} & checks
@@ -470,19 +470,19 @@ def test_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: Any, code: int
 ) -> None:
     def some_check(_: Facts) -> Finding:
-        return Finding(status, "a fact", "" if status == "ok" else "a mend")
+        return Finding(status, "a fact", "" if status == "ok" else "a fix")
 
     monkeypatch.setattr(doctor, "GROUPS", {"some": (some_check,), "none": (lambda _: None,)})
     assert doctor.run(Namespace(env="dev", json=False)) == code
     head, line, _, summary = capsys.readouterr().out.splitlines()
     assert head == "some"
-    mend = "" if status == "ok" else "a mend"
-    assert line.split() == [status, "some", "check", "a", "fact", *(["→", "a", "mend"] if mend else [])]
+    fix = "" if status == "ok" else "a fix"
+    assert line.split() == [status, "some", "check", "a", "fact", *(["→", "a", "fix"] if fix else [])]
     assert f"1 {status}" in summary
-    assert summary.endswith("; 1 skipped, as what they look at is not there")
+    assert summary.endswith("; 1 skipped, because something that they need is missing")
     assert doctor.run(Namespace(env="dev", json=True)) == code
     (found,) = json.loads(capsys.readouterr().out)
-    assert found == {"check": "some_check", "status": status, "fact": "a fact", "mend": mend}
+    assert found == {"check": "some_check", "status": status, "fact": "a fact", "fix": fix}
 
 
 def test_every_check_has_a_name_of_its_own() -> None:

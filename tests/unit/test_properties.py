@@ -54,7 +54,7 @@ def test_a_rate_limit_is_read_as_it_is_written(jobs: int, period: tuple[str, int
 @given(text=st.text() | st.from_regex(r"\d+/[smh]", fullmatch=True) | st.from_regex(r"[0-9]+/[smh]\s?"))
 def test_anything_else_is_no_rate_limit(text: str) -> None:
     if not re.fullmatch(r"[1-9][0-9]*/[smh]", text):
-        with pytest.raises(ValueError, match="a rate limit is written"):
+        with pytest.raises(ValueError, match="a rate limit has the form"):
             RateLimit.parse(text)
 
 

@@ -154,16 +154,16 @@ def test_arq_takes_it(ours: Serializer) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (object(), "a builtins.object cannot be carried"),
-        (print, "a builtins.builtin_function_or_method cannot be carried"),
-        (int, "a builtins.type cannot be carried"),
-        (Point(1), "test_serializer.Point cannot be carried"),
+        (object(), "a builtins.object cannot be in a payload"),
+        (print, "a builtins.builtin_function_or_method cannot be in a payload"),
+        (int, "a builtins.type cannot be in a payload"),
+        (Point(1), "test_serializer.Point cannot be in a payload"),
         (datetime(2026, 1, 1, tzinfo=timezone(timedelta(microseconds=1))), "its offset is less than a second"),
-        (OrderedDict(), "a collections.OrderedDict cannot be carried"),
-        (bytearray(b"x"), "a builtins.bytearray cannot be carried"),
-        (NotRegistered(), "NotRegistered cannot be carried: register it"),
-        (NotRegisteredEnum.A, "NotRegisteredEnum cannot be carried: register it"),
-        (Rights.READ | Rights.WRITE, "it is no single member"),
+        (OrderedDict(), "a collections.OrderedDict cannot be in a payload"),
+        (bytearray(b"x"), "a builtins.bytearray cannot be in a payload"),
+        (NotRegistered(), "NotRegistered cannot be in a payload: register it"),
+        (NotRegisteredEnum.A, "NotRegisteredEnum cannot be in a payload: register it"),
+        (Rights.READ | Rights.WRITE, "it combines several members"),
     ],
 )
 def test_what_would_not_come_back_as_it_was_is_refused(ours: Serializer, value: object, said: str) -> None:
@@ -190,7 +190,7 @@ def test_only_dataclasses_and_enums_are_registered_each_name_once() -> None:
     with pytest.raises(TypeError, match="Point is neither a dataclass nor an enum"):
         register(Point)
     clash = dataclass(type("Line", (), {"__module__": "elsewhere", "__qualname__": "Line"}))
-    with pytest.raises(ValueError, match="a registered class Line already"):
+    with pytest.raises(ValueError, match="a class Line is registered already"):
         register(clash)
 
 

@@ -38,7 +38,7 @@ class Canary:
 def test_a_pickle_is_refused_and_not_loaded(ours: Serializer, tmp_path: Path, protocol: int) -> None:
     file = tmp_path / "canary"
     sent = pickle.dumps(job(Canary(file)), protocol)
-    said = "payload is a pickle, WORKER_SERIALIZER is" if protocol > 1 else "payload is in no known format"
+    said = "payload is a pickle, but WORKER_SERIALIZER is" if protocol > 1 else "payload is in no known format"
     with pytest.raises(PayloadError, match=said):
         ours.loads(sent)
     assert not file.exists()
@@ -50,7 +50,7 @@ def test_the_other_formats_are_told_apart() -> None:
     for wanted in ("msgpack", "json", "pickle"):
         for sent in {"msgpack", "json", "pickle"} - {wanted}:
             name = "a pickle" if sent == "pickle" else sent
-            with pytest.raises(PayloadError, match=f"^payload is {name}, WORKER_SERIALIZER is {wanted}$"):
+            with pytest.raises(PayloadError, match=f"^payload is {name}, but WORKER_SERIALIZER is {wanted}$"):
                 Serializer(wanted).loads(Serializer(sent).dumps(job()))
 
 
@@ -128,9 +128,9 @@ def test_what_is_signed_is_taken_by_who_has_the_key(format: Format) -> None:
     signed = Serializer(format, signing_keys=[KEY])
     sent = signed.dumps(job(1))
     assert signed.loads(sent) == job(1)
-    with pytest.raises(PayloadError, match="signed with another key than WORKER_SIGNING_KEY, or was changed"):
+    with pytest.raises(PayloadError, match="signed with a key that is not in WORKER_SIGNING_KEY, or it was changed"):
         Serializer(format, signing_keys=[OTHER_KEY]).loads(sent)
-    with pytest.raises(PayloadError, match="there is no WORKER_SIGNING_KEY to check it by"):
+    with pytest.raises(PayloadError, match="WORKER_SIGNING_KEY is not set, so it cannot be checked"):
         Serializer(format).loads(sent)
 
 
@@ -146,7 +146,7 @@ def test_with_a_key_nothing_unsigned_is_loaded(format: Format, tmp_path: Path) -
     signed = Serializer(format, signing_keys=[KEY])
     file = tmp_path / "canary"
     for sent in (Serializer(format).dumps(job()), pickle.dumps(job(Canary(file)))):
-        with pytest.raises(PayloadError, match="payload is not signed, though there is a WORKER_SIGNING_KEY"):
+        with pytest.raises(PayloadError, match="payload is not signed, but WORKER_SIGNING_KEY is set"):
             signed.loads(sent)
     assert not file.exists()
 
@@ -178,7 +178,9 @@ def test_a_signature_made_for_something_else_is_none() -> None:
 def test_a_payload_has_a_largest_size_both_ways(format: Format, keys: tuple[str, ...]) -> None:
     small, large = (Serializer(format, signing_keys=keys, max_bytes=most) for most in (10_000, 1_000_000))
     assert small.loads(small.dumps(job(b"x" * 5000)))
-    with pytest.raises(PayloadError, match=r"payload of 1\d,\d\d\d bytes is larger than 10,000, WORKER_MAX_PAYLOAD_"):
+    with pytest.raises(
+        PayloadError, match=r"payload of 1\d,\d\d\d bytes is larger than 10,000 bytes, which is WORKER_MAX"
+    ):
         small.dumps(job("x" * 10_000))
     for size in (10_000, 30_000):  # before and after it is decoded
         with pytest.raises(PayloadError, match="larger than"):
@@ -189,7 +191,7 @@ def test_a_result_has_room_beside_the_largest_payload(format: Format) -> None:
     small = Serializer(format, max_bytes=10_000)
     record = result("y" * 9000) | {"a": ("x" * 9900,)}
     assert small.loads(small.dumps(record)) == record
-    said = "result of .* bytes, with the job's arguments, is larger than 20,000, twice WORKER_MAX_PAYLOAD_BYTES"
+    said = "result of .* bytes, with the job's arguments, is larger than 20,000 bytes, which is twice WORKER_MAX_PAYLOAD_BYTES"
     with pytest.raises(PayloadError, match=said):
         small.dumps(result("y" * 20_000))
 

@@ -137,11 +137,14 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues() -> None:
     [
         ({"WORKER_SERIALIZER": "yaml"}, "WORKER_SERIALIZER"),
         ({"WORKER_MAX_PAYLOAD_BYTES": 0}, "WORKER_MAX_PAYLOAD_BYTES"),
-        ({"WORKER_SIGNING_KEY": "k" * 32 + "\nshort"}, "WORKER_SIGNING_KEY: each key, one a line, needs 32 characters"),
+        (
+            {"WORKER_SIGNING_KEY": "k" * 32 + "\nshort"},
+            "WORKER_SIGNING_KEY: each line is a key and needs at least 32 characters",
+        ),
         ({"REDIS_URL": "http://h"}, "REDIS_URL must be redis://"),
         ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "with no query"),
-        ({"REDIS_URL": "redis://h:port"}, "REDIS_URL has a port that is no number"),
-        ({"REDIS_URL": "redis://h/2"}, "REDIS_URL names database 2 but REDIS_DB=0"),
+        ({"REDIS_URL": "redis://h:port"}, "the port in REDIS_URL is not a number"),
+        ({"REDIS_URL": "redis://h/2"}, "REDIS_URL names database 2, but REDIS_DB=0"),
         (
             {"WORKER_JOB_COMPLETION_WAIT": 60},
             "WORKER_JOB_COMPLETION_WAIT=60 must be less than WORKER_STOP_GRACE_SECONDS=45 by 12 s",

@@ -1,4 +1,4 @@
-"""`make doctor`: it checks the host, the configuration, the secrets and what runs, and says how to mend what is wrong.
+"""`make doctor`: it checks the host, the configuration, the secrets and what runs, and says how to fix each problem.
 
 It changes nothing. It works before the first `make up`, without Docker, and on a stack that is broken.
 """
@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         counts = ", ".join(f"{statuses.count(each)} {each}" for each in COLOURS)
         left_out = {check.__name__ for checks in GROUPS.values() for check in checks} - {line.check for line in lines}
-        print(f"\n{counts}" + (f"; {len(left_out)} skipped, as what they look at is not there" if left_out else ""))
+        why = "because something that they need is missing"
+        print(f"\n{counts}" + (f"; {len(left_out)} skipped, {why}" if left_out else ""))
     return int("fail" in statuses)
 
 
@@ -74,7 +75,7 @@ def findings(check: Check, facts: Facts, reported: list[Unavailable]) -> Sequenc
         return reason.findings
     except Exception as error:
         what = f"the check itself failed: {type(error).__name__}: {error}"
-        return (fail(what, f"look at ops/look/doctor/, {check.__name__}"),)
+        return (fail(what, f"check {check.__name__} in ops/look/doctor/"),)
     return () if finding is None else (finding,)
 
 
@@ -86,5 +87,5 @@ def _print(line: Line, *, head: bool) -> None:
     status = f"{line.finding.status:4}"
     if colour:
         status = f"\033[{COLOURS[line.finding.status]}m{status}\033[0m"
-    mend = f" → {line.finding.mend}" if line.finding.mend else ""
-    print(f"  {status}  {line.check.replace('_', ' '):{width}}  {line.finding.fact}{mend}", flush=True)
+    fix = f" → {line.finding.fix}" if line.finding.fix else ""
+    print(f"  {status}  {line.check.replace('_', ' '):{width}}  {line.finding.fact}{fix}", flush=True)

@@ -56,19 +56,19 @@ def certificate_expiry(facts: Facts) -> Finding:
     now = time.time()
     days = {f"{name}.crt": each.days_left(now) for name, each in facts.certificates.items()}
     fact = ", ".join(f"{name} {left} days" for name, left in days.items())
-    mend = f"make certs ENV={facts.name}"
+    fix = f"make certs ENV={facts.name}"
     if min(days.values()) < 0:
-        return fail(f"expired: {fact}", mend)
-    return ok(fact) if min(days.values()) >= RENEW_DAYS else warn(f"expires soon: {fact}", mend)
+        return fail(f"expired: {fact}", fix)
+    return ok(fact) if min(days.values()) >= RENEW_DAYS else warn(f"expires soon: {fact}", fix)
 
 
 def certificate_names(facts: Facts) -> Finding:
     ca, server, client = (facts.certificates[name] for name in (CA, SERVER, CLIENT))
-    mend = f"make certs ENV={facts.name}"
+    fix = f"make certs ENV={facts.name}"
     if others := [name for name, each in ((SERVER, server), (CLIENT, client)) if each.issuer != ca.subject]:
-        return fail(f"not signed by {ca.subject}: {', '.join(others)}", mend)
+        return fail(f"not signed by {ca.subject}: {', '.join(others)}", fix)
     if missing := {*SERVER_NAMES, *facts.environment.listed("REDIS_TLS_NAMES")} - {*server.names}:
-        return fail(f"{SERVER}.crt is not for {', '.join(sorted(missing))}", mend)
+        return fail(f"{SERVER}.crt is not for {', '.join(sorted(missing))}", fix)
     return ok(f"{', '.join(server.names)}; signed by {ca.subject}")
 
 
@@ -80,8 +80,8 @@ def certificate_keys(facts: Facts) -> Finding | None:
         try:
             ssl.create_default_context().load_cert_chain(path / f"{name}.crt", path / f"{name}.key")
         except (ssl.SSLError, OSError) as error:
-            mend = f"make certs ARGS='--renew {name.removeprefix('redis_')}' ENV={facts.name}"
-            return fail(f"{name}.key is not the key of {name}.crt ({error})", mend)
+            fix = f"make certs ARGS='--renew {name.removeprefix('redis_')}' ENV={facts.name}"
+            return fail(f"{name}.key is not the key of {name}.crt ({error})", fix)
     return ok("each key belongs to its certificate")
 
 

@@ -1,4 +1,4 @@
-"""The facts that the checks look at: the host, the environment's files, the engine, what runs."""
+"""The facts that the checks need: the host, the environment's files, the engine, what runs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 WITHIN_S = 5  #: for each command; one that works never takes so long
 
-#: All that Redis says of itself, in one visit.
+#: All facts about Redis, in one call.
 REDIS_SAYS = """\
 for command in "info" "config get *" "acl list"; do
   set -f; redis-cli --user admin --askpass $REDIS_CLI_TLS $command < /run/secrets/redis_admin_password; echo ----
@@ -31,7 +31,7 @@ done"""
 
 
 class fact(Generic[T]):
-    """A property that is looked up once, even if it cannot be had."""
+    """A property that is read once, even if it is not available."""
 
     def __init__(self, look: "Callable[[Facts], T]") -> None:
         self.look = look
@@ -51,21 +51,21 @@ class fact(Generic[T]):
 
 
 class Facts:
-    """The facts about one environment. Each raises ``Unavailable`` if it cannot be had."""
+    """The facts about one environment. Each raises ``Unavailable`` if it is not available."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.known: dict[str, Any] = {}
 
     def ask(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command that only looks."""
+        """Run a command that changes nothing."""
         return shell.ask(argv, text=stdin, within_s=WITHIN_S)
 
-    def output(self, *argv: str, mend: str) -> str:
+    def output(self, *argv: str, fix: str) -> str:
         """Return what a command prints. If it fails, raise ``Unavailable`` with the last line of its message."""
         done = self.ask(*argv)
         if done.returncode:
-            raise Unavailable(fail(last_line(done.stderr), mend))
+            raise Unavailable(fail(last_line(done.stderr), fix))
         return done.stdout
 
     # -- the host --------------------------------------------------------------------------------------------------
@@ -102,17 +102,17 @@ class Facts:
 
     @fact
     def engine(self) -> dict[str, Any]:
-        """What the engine says of itself: ``docker info``."""
+        """The facts about the engine: ``docker info``."""
         _ = self.docker
-        # If no engine answers, it ends with 0 all the same, and tells only of the client.
+        # If no engine answers, this still exits with 0, and prints only facts about the client.
         done = self.ask("docker", "info", "--format", "{{json .}}")
         info: dict[str, Any] = json.loads(done.stdout or "{}")
         if info.get("ServerVersion"):
             return info
         said = last_line(done.stderr or str(info.get("ServerErrors")))
         if "permission denied" in said:
-            mend = "sudo usermod -aG docker $USER; then log in again"
-            raise Unavailable(fail("you may not talk to the engine", mend))
+            fix = "sudo usermod -aG docker $USER; then log in again"
+            raise Unavailable(fail("you have no right to use the engine", fix))
         raise Unavailable(fail(f"no engine answers: {said}", "make engine"))
 
     # -- the environment -------------------------------------------------------------------------------------------
@@ -122,15 +122,15 @@ class Facts:
         try:
             return load(self.name)
         except OpsError as error:
-            mend = f"edit env/{self.name}.env" if self.name in names() else "give ENV a name that exists"
-            raise Unavailable(*(fail(line, mend) for line in str(error).splitlines())) from None
+            fix = f"edit env/{self.name}.env" if self.name in names() else "give ENV a name that exists"
+            raise Unavailable(*(fail(line, fix) for line in str(error).splitlines())) from None
 
     @fact
     def model(self) -> dict[str, Any]:
         """The merged configuration, as Compose has it."""
         _ = self.compose_version
         argv = commands.compose(self.environment, "config", "--format", "json")
-        model: dict[str, Any] = json.loads(self.output(*argv, mend=f"edit a layer in compose/ or env/{self.name}.env"))
+        model: dict[str, Any] = json.loads(self.output(*argv, fix=f"edit a layer in compose/ or env/{self.name}.env"))
         return model
 
     @property
@@ -139,7 +139,7 @@ class Facts:
 
     @fact
     def images(self) -> dict[str, dict[str, Any]]:
-        """What the engine knows of the services' images, by their names in the configuration."""
+        """What the engine knows about the images of the services, by their names in the configuration."""
         _ = self.engine
         images = sorted({service["image"] for service in self.model["services"].values() if "image" in service})
         asked = {name: self.ask("docker", "image", "inspect", name) for name in images}
@@ -147,17 +147,17 @@ class Facts:
 
     @fact
     def secrets(self) -> Path:
-        """The folder of the secrets, if we may look into it."""
+        """The folder of the secrets, if we may read it."""
         folder = self.environment.secrets
         if not folder.parent.exists() or (os.access(folder.parent, os.X_OK) and not folder.exists()):
             raise Unavailable(warn("there are none yet", f"make up ENV={self.name}"))
         if not os.access(folder, os.R_OK | os.X_OK):
-            raise Unavailable(fail(f"you may not read secrets/{self.name}/", "sudo chown -R $USER secrets"))
+            raise Unavailable(fail(f"you have no right to read secrets/{self.name}/", "sudo chown -R $USER secrets"))
         return folder
 
     @fact
     def certificates(self) -> dict[str, Certificate]:
-        """What the environment's certificates say, if it has TLS."""
+        """The certificates of the environment, if it has TLS."""
         if not self.environment.tls:
             raise Unavailable
         if not certificates.on_host():
@@ -178,7 +178,7 @@ class Facts:
         """The project's containers as ``docker inspect`` has them, also those that have ended."""
         _ = self.engine
         project = self.environment.values["COMPOSE_PROJECT_NAME"]
-        ids = self.output(*commands.list_containers(project), mend="docker ps").split()
+        ids = self.output(*commands.list_containers(project), fix="docker ps").split()
         found: list[dict[str, Any]] = json.loads(self.ask("docker", "inspect", *ids).stdout or "[]") if ids else []
         return sorted(found, key=name_of)
 
@@ -196,21 +196,21 @@ class Facts:
 
     @fact
     def redis(self) -> dict[str, Any]:
-        """What Redis says: its ``info`` and ``config`` by name, and its ``users`` with their hashes.
+        """Facts about Redis: its ``info`` and ``config`` by name, and its ``users`` with their hashes.
 
-        ``skew`` is by how many seconds its clock differs from this one. The time that the question took does not count.
+        ``skew`` is the difference between its clock and ours in seconds. The time of the call does not count.
         """
         if not self.runs("redis"):
             raise Unavailable
         argv = commands.run_in(self.environment, "redis", ["sh"], terminal=False)
         asked = time.time()
-        mend = f"make logs ARGS=redis ENV={self.name}"
+        fix = f"make logs ARGS=redis ENV={self.name}"
         said = self.ask(*argv, stdin=REDIS_SAYS)
         answered = time.time()
         info_text, config_text, users_text, *_ = (part.strip() for part in said.stdout.split("----\n") + [""] * 2)
         info = dict(re.findall(r"^(\w+):(.*?)\r?$", info_text, re.M))
         if "redis_version" not in info:
-            raise Unavailable(fail(f"Redis does not answer: {last_line(info_text or said.stderr)}", mend))
+            raise Unavailable(fail(f"Redis does not answer: {last_line(info_text or said.stderr)}", fix))
         now = int(info["server_time_usec"]) / 1e6
         lines = config_text.splitlines()
         return {
@@ -233,7 +233,7 @@ class Facts:
         if not done.stdout.startswith("{"):
             raise Unavailable(
                 warn(
-                    f"a worker cannot tell the state of the queues: {last_line(done.stderr)}",
+                    f"a worker cannot read the state of the queues: {last_line(done.stderr)}",
                     f"make health ENV={self.name}",
                 )
             )

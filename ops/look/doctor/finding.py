@@ -6,17 +6,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: its status, the fact behind it, and the mend, which is a command or a line to edit."""
+    """The result of a check: its status, the fact that was found, and the fix, which is a command or a line to edit."""
 
     status: Literal["ok", "warn", "fail"]
     fact: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Unavailable(Exception):
-    """A fact cannot be had. What has to be mended is said once, however many checks need the fact.
+    """A fact is not available. Its findings are reported once, even if several checks need the fact.
 
-    Without findings it is a fact that this host, environment or stack does not have, and nothing is said.
+    Without findings, this host, environment or stack does not have such a fact, and nothing is reported.
     """
 
     def __init__(self, *findings: Finding) -> None:
@@ -28,9 +28,9 @@ def ok(fact: str) -> Finding:
     return Finding("ok", fact)
 
 
-def warn(fact: str, mend: str) -> Finding:
-    return Finding("warn", fact, mend)
+def warn(fact: str, fix: str) -> Finding:
+    return Finding("warn", fact, fix)
 
 
-def fail(fact: str, mend: str) -> Finding:
-    return Finding("fail", fact, mend)
+def fail(fact: str, fix: str) -> Finding:
+    return Finding("fail", fact, fix)

@@ -18,7 +18,7 @@ from .finding import Finding, fail, ok, warn
 
 ENGINE_LEAST, COMPOSE_LEAST = (20, 10), (2, 24)
 DISK_LOW, DISK_TOO_LOW = 5 * GIB, GIB  #: free bytes
-TIME_ERROR = 5  #: what adjtimex returns for a clock that no time service keeps right
+TIME_ERROR = 5  #: adjtimex returns this if no time service sets the clock
 CONNECTS_WITHIN_S = 2
 
 _RESOLVE = "import socket, sys; socket.getaddrinfo(sys.argv[1], 443)"
@@ -58,16 +58,16 @@ def cgroups(facts: Facts) -> Finding:
 def overcommit(facts: Facts) -> Finding:
     value = facts.kernel("/proc/sys/vm/overcommit_memory")
     fact = f"vm.overcommit_memory={value}"
-    mend = "echo vm.overcommit_memory=1 | sudo tee /etc/sysctl.d/60-redis.conf && sudo sysctl --system"
-    return ok(fact) if value == "1" else warn(f"{fact}: when memory is short, Redis cannot fork to save", mend)
+    fix = "echo vm.overcommit_memory=1 | sudo tee /etc/sysctl.d/60-redis.conf && sudo sysctl --system"
+    return ok(fact) if value == "1" else warn(f"{fact}: when memory is short, Redis cannot fork to save", fix)
 
 
 def huge_pages(facts: Facts) -> Finding:
     text = facts.kernel("/sys/kernel/mm/transparent_hugepage/enabled")
     chosen = text.partition("[")[2].partition("]")[0]
     fact = f"transparent huge pages: {chosen}"
-    mend = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
-    return warn(f"{fact}: a save of Redis takes more memory, and stalls", mend) if chosen == "always" else ok(fact)
+    fix = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+    return warn(f"{fact}: a save of Redis takes more memory, and stalls", fix) if chosen == "always" else ok(fact)
 
 
 def swap(facts: Facts) -> Finding:
@@ -120,8 +120,10 @@ def cpus(facts: Facts) -> Finding:
     services = facts.model["services"].items()
     limits = {name: float(capacity.limits(each).get("cpus", 0)) for name, each in services}
     if over := [f"{name} {limit:g}" for name, limit in limits.items() if limit > there]:
-        mend = f"lower the …_CPU_LIMIT in env/{facts.name}.local.env to {there}"
-        return fail(f"the machine has {there}, and no container starts with a limit above: {', '.join(over)}", mend)
+        fix = f"lower the …_CPU_LIMIT in env/{facts.name}.local.env to {there}"
+        return fail(
+            f"the machine has {there}, and a container with a higher limit cannot start: {', '.join(over)}", fix
+        )
     return ok(f"{there}; limits: {', '.join(f'{name} {limit:g}' for name, limit in limits.items())}")
 
 
@@ -130,8 +132,8 @@ def clock(_: Facts) -> Finding | None:
     if state is None:
         return None
     if state == TIME_ERROR:
-        return warn("nothing keeps the clock right, and jobs are due by it", "sudo timedatectl set-ntp true")
-    return ok("kept right by a time service")
+        return warn("no time service sets the clock, and it decides when jobs are due", "sudo timedatectl set-ntp true")
+    return ok("set by a time service")
 
 
 def dns(facts: Facts) -> Finding | None:
@@ -140,12 +142,12 @@ def dns(facts: Facts) -> Finding | None:
         return None
     host = registry_host(facts)
     if facts.ask(sys.executable, "-c", _RESOLVE, host).returncode:
-        return warn(f"{host} has no address: nothing can be pulled", "look at /etc/resolv.conf")
+        return warn(f"{host} has no address: nothing can be pulled", "check /etc/resolv.conf")
     return ok(f"{host} has an address")
 
 
 def registry(facts: Facts) -> Finding | None:
-    """If names have no addresses, ``dns`` has said so already."""
+    """If a name has no address, ``dns`` has reported it."""
     host = registry_host(facts)
     if facts.engine.get("HttpsProxy"):
         return ok(f"by the proxy {urlsplit(facts.engine['HttpsProxy']).hostname}")
@@ -154,8 +156,8 @@ def registry(facts: Facts) -> Finding | None:
     except socket.gaierror:
         return None
     except OSError as error:
-        mend = "open the way to it; without, base images are built from Debian's packages"
-        return warn(f"{host} does not answer: {error}", mend)
+        fix = "allow connections to it; otherwise base images are built from Debian's packages"
+        return warn(f"{host} does not answer: {error}", fix)
     return ok(f"{host} answers")
 
 

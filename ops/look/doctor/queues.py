@@ -26,7 +26,9 @@ def redis(facts: Facts) -> Finding:
 def redis_clock(facts: Facts) -> Finding:
     skew = facts.redis["skew"]
     if skew > SKEW_S:
-        return warn(f"{skew:.0f} s from this machine's: jobs are due by it", "set both by one time service")
+        return warn(
+            f"{skew:.0f} s from this machine's, and it decides when jobs are due", "set both by one time service"
+        )
     return ok("it agrees with this machine's")
 
 
@@ -45,10 +47,10 @@ def redis_memory(facts: Facts) -> Finding:
     if not most:
         return fail("no maxmemory: the kernel ends Redis at its limit", f"make deploy-redis ENV={facts.name}")
     fact = f"{used // MIB} of {most // MIB} MiB used"
-    mend = f"raise REDIS_MAXMEMORY and REDIS_MEMORY_LIMIT in env/{facts.name}.env; make deploy-redis ENV={facts.name}"
+    fix = f"raise REDIS_MAXMEMORY and REDIS_MEMORY_LIMIT in env/{facts.name}.env; make deploy-redis ENV={facts.name}"
     if used >= FULL * most:
-        return fail(f"{fact}: it refuses new jobs", mend)
-    return ok(fact) if used < FULL_SOON * most else warn(f"{fact}: it will refuse new jobs", mend)
+        return fail(f"{fact}: it refuses new jobs", fix)
+    return ok(fact) if used < FULL_SOON * most else warn(f"{fact}: it will refuse new jobs", fix)
 
 
 def connections(facts: Facts) -> Finding:
@@ -56,8 +58,8 @@ def connections(facts: Facts) -> Finding:
     info = facts.redis["info"]
     now, most = int(info["connected_clients"]), int(info["maxclients"])
     fact = f"{now} of {most}"
-    mend = "lower REDIS_MAX_CONNECTIONS or replicas, or raise the limit of open files of the engine's containers"
-    return ok(fact) if now < FULL_SOON * most else warn(f"{fact}: it will refuse more", mend)
+    fix = "lower REDIS_MAX_CONNECTIONS or replicas, or raise the limit of open files of the engine's containers"
+    return ok(fact) if now < FULL_SOON * most else warn(f"{fact}: it will refuse more", fix)
 
 
 def redis_configuration(facts: Facts) -> Finding:
@@ -86,7 +88,7 @@ def redis_users(facts: Facts) -> Finding | None:
 
 
 def served(facts: Facts) -> Finding:
-    # Of a service that is to have no replica, only jobs that wait are worth a warning.
+    # For a service without configured replicas, `backlog` warns if jobs wait.
     there = [need.service for need in capacity.needs(facts.model) if is_worker(need.service) and need.replicas]
     wanted = services.served(facts.environment, there).split(",")
     counts = {
@@ -123,8 +125,8 @@ def slots(facts: Facts) -> Finding:
         each["queue"]: replica["max_jobs"] for each in facts.queues for replica in each["replicas"] if replica["alive"]
     }
     if over := [f"{name} {count}" for name, count in jobs.items() if count > most]:
-        mend = f"REDIS_MAX_CONNECTIONS={max(jobs.values())} in env/{facts.name}.env"
-        return warn(f"more jobs at a time than REDIS_MAX_CONNECTIONS={most}: {', '.join(over)}", mend)
+        fix = f"REDIS_MAX_CONNECTIONS={max(jobs.values())} in env/{facts.name}.env"
+        return warn(f"more jobs at a time than REDIS_MAX_CONNECTIONS={most}: {', '.join(over)}", fix)
     return ok(f"{', '.join(f'{name} {count}' for name, count in jobs.items())}; {most} connections")
 
 

@@ -1,4 +1,4 @@
-"""Checks of the merged configuration against the rules of the design, as one layer can undo what another says."""
+"""Checks of the merged configuration against the rules of the design, because one layer can undo another."""
 
 import re
 import shlex
@@ -44,8 +44,8 @@ def secrets_in_git(facts: Facts) -> Finding | None:
     if listed.returncode:
         return None  # it is no checkout
     if files := listed.stdout.split():
-        mend = f"git rm --cached {shlex.join(files)}; then make secrets-rotate"
-        return fail(f"git has {', '.join(files)}", mend)
+        fix = f"git rm --cached {shlex.join(files)}; then make secrets-rotate"
+        return fail(f"git has {', '.join(files)}", fix)
     return ok("none")
 
 
@@ -79,8 +79,8 @@ def published_ports(facts: Facts) -> Finding:
     """Docker's rules bypass the host's firewall, so a port beyond the loopback interface is open to the world."""
     open_ = [f"{name} {port['published']}" for name, port in ports(facts) if port.get("host_ip") not in LOOPBACK]
     if open_:
-        mend = 'write "127.0.0.1:PORT:PORT" in the layer that publishes it'
-        return fail(f"published beyond 127.0.0.1, past the firewall: {', '.join(open_)}", mend)
+        fix = 'write "127.0.0.1:PORT:PORT" in the layer that publishes it'
+        return fail(f"published beyond 127.0.0.1, past the firewall: {', '.join(open_)}", fix)
     there = ", ".join(f"{name} 127.0.0.1:{port['published']}" for name, port in ports(facts))
     return ok(there or "none is published")
 
@@ -112,8 +112,8 @@ def pinned_images(facts: Facts) -> Finding | None:
     if not loose:
         return ok(", ".join(sorted(found)))
     digests = [digest for name in loose for digest in (facts.images.get(name) or {}).get("RepoDigests") or []]
-    mend = f"name {digests[0]} in env/{facts.name}.env" if digests else "pull it, and name its digest: NAME@sha256:…"
-    return warn(f"{', '.join(loose)}: what a tag names may change", mend)
+    fix = f"name {digests[0]} in env/{facts.name}.env" if digests else "pull it, and name its digest: NAME@sha256:…"
+    return warn(f"{', '.join(loose)}: what a tag names may change", fix)
 
 
 def is_stand_in(image: dict[str, Any] | None) -> bool:
@@ -126,8 +126,8 @@ def drain(facts: Facts) -> Finding:
         service = facts.model["services"][name]
         wait, grace = int(service["environment"]["WORKER_JOB_COMPLETION_WAIT"]), seconds(service["stop_grace_period"])
         if grace < (least := least_grace_s(wait)):
-            mend = f"WORKER_STOP_GRACE_SECONDS={least} in env/{facts.name}.env, and no stop_grace_period in a layer"
-            return fail(f"{name} drains for {wait} s, and is killed after {grace:g} s", mend)
+            fix = f"WORKER_STOP_GRACE_SECONDS={least} in env/{facts.name}.env, and no stop_grace_period in a layer"
+            return fail(f"{name} drains for {wait} s, and is killed after {grace:g} s", fix)
     return ok(f"{wait} s, killed after {grace:g} s" if facts.workers else "no workers")
 
 
@@ -139,8 +139,8 @@ def redis_memory_limit(facts: Facts) -> Finding | None:
     most = size(wanted.get("maxmemory", "0")) or 0
     fact = f"maxmemory {most // MIB} MiB, limit {limit // MIB} MiB"
     if not most or not has_room_to_fork(most, limit):
-        mend = f"set REDIS_MAXMEMORY, and REDIS_MEMORY_LIMIT of {FORK_ROOM} times as much, in env/{facts.name}.env"
-        return fail(f"{fact}: a save has no room, and the kernel ends Redis", mend)
+        fix = f"set REDIS_MAXMEMORY, and REDIS_MEMORY_LIMIT of {FORK_ROOM} times as much, in env/{facts.name}.env"
+        return fail(f"{fact}: a save has no room, and the kernel ends Redis", fix)
     return ok(fact)
 
 

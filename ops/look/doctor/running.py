@@ -1,4 +1,4 @@
-"""Checks of what runs: containers against the configuration, their health, networks, a change that was cut short."""
+"""Checks of what runs: containers against the configuration, their health, networks, a change that was interrupted."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from .drift import differences
 from .facts import Facts, name_of, service_of
 from .finding import Finding, fail, ok, warn
 
-LOOP_RESTARTS, LOOP_S = 3, 300  #: with so many restarts, the last within so many seconds, it never stays up
-MENDS = {
+LOOP_RESTARTS, LOOP_S = 3, 300  #: a container loops if it has restarted so often, and started within so many seconds
+FIXES = {
     "paused": "docker unpause {name}",
     "exited": "docker logs --tail 20 {name}; make up ENV={env}",
     "dead": "docker rm -f {name}; make up ENV={env}",
@@ -23,8 +23,8 @@ def change(facts: Facts) -> Finding:
     if holder := lock.holder(facts.environment.name):
         return warn(f"under way: {holder}", f"wait for it, or make unlock ENV={facts.name}")
     if left := lock.left(facts.environment.name):
-        return warn(f"cut short: {left}", f"make up ENV={facts.name}")
-    return ok("none is under way, none was cut short")
+        return warn(f"interrupted: {left}", f"make up ENV={facts.name}")
+    return ok("none is under way, none was interrupted")
 
 
 def replicas(facts: Facts) -> Finding:
@@ -43,9 +43,9 @@ def container_health(facts: Facts) -> Finding:
     if not ill:
         return ok("all are healthy")
     (first, state), *_ = ill
-    mend = MENDS.get(state, LOOK).format(name=name_of(first), env=facts.name)
+    fix = FIXES.get(state, LOOK).format(name=name_of(first), env=facts.name)
     finding = warn if all(state == "starting" for _, state in ill) else fail
-    return finding(", ".join(f"{name_of(each)} is {state}" for each, state in ill), mend)
+    return finding(", ".join(f"{name_of(each)} is {state}" for each, state in ill), fix)
 
 
 def state_of(container: dict[str, Any]) -> str:
@@ -59,10 +59,10 @@ def state_of(container: dict[str, Any]) -> str:
 def restarts(facts: Facts) -> Finding:
     many = [each for each in facts.started if each["RestartCount"]]
     fact = ", ".join(f"{name_of(each)} {each['RestartCount']}" for each in many)
-    mend = LOOK.format(name=name_of(many[0])) if many else ""
+    fix = LOOK.format(name=name_of(many[0])) if many else ""
     if any(loops(each, time.time()) for each in many):
-        return fail(f"it ends as soon as it starts: {fact}", mend)
-    return warn(f"restarted: {fact}", mend) if many else ok("none")
+        return fail(f"exits right after its start: {fact}", fix)
+    return warn(f"restarted: {fact}", fix) if many else ok("none")
 
 
 def loops(container: dict[str, Any], now: float) -> bool:
@@ -101,7 +101,7 @@ def listed(names: list[str], most: int = 6) -> str:
 
 def orphans(facts: Facts) -> Finding:
     if left := [name_of(each) for each in facts.started if service_of(each) not in facts.model["services"]]:
-        return warn(f"their service is not configured: {', '.join(left)}", f"docker rm -f {' '.join(left)}")
+        return warn(f"containers of no configured service: {', '.join(left)}", f"docker rm -f {' '.join(left)}")
     return ok("none")
 
 
@@ -112,12 +112,12 @@ def networks(facts: Facts) -> Finding:
     there = {
         each["Name"]: each["Internal"] for each in json.loads(facts.ask("docker", "network", "inspect", *wanted).stdout)
     }
-    mend = f"make down up ENV={facts.name}"
+    fix = f"make down up ENV={facts.name}"
     if missing := wanted.keys() - there:
-        return fail(f"missing: {', '.join(sorted(missing))}", mend)
+        return fail(f"missing: {', '.join(sorted(missing))}", fix)
     if open_ := [name for name, internal in wanted.items() if internal and not there[name]]:
-        return fail(f"open to the outside, and must not be: {', '.join(open_)}", mend)
-    return ok(", ".join(f"{name}{' (leads nowhere)' if internal else ''}" for name, internal in there.items()))
+        return fail(f"it has a way out, and must not: {', '.join(open_)}", fix)
+    return ok(", ".join(f"{name}{' (internal)' if internal else ''}" for name, internal in there.items()))
 
 
 CHECKS = (
