@@ -82,7 +82,7 @@ def _workers(variables: dict[str, str], server: subprocess.Popen[bytes]) -> int:
         except KeyboardInterrupt:
             continue  # the workers got it too, and end when they have drained
         except subprocess.TimeoutExpired:
-            if server.poll() is not None:  # without it the workers would wait for ever
+            if server.poll() is not None:  # without it the workers would wait forever
                 say(f"Valkey ended with code {server.returncode}: stopping; .local/redis.log has its last words")
                 workers.terminate()
                 workers.wait()

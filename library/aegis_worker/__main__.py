@@ -8,7 +8,7 @@ from aegis_worker import extra
 
 
 def main() -> None:
-    """Run one command, as ``aegis_worker.cli.main`` does; without the extra ``project``, say that it is missing."""
+    """Run one command, as ``aegis_worker.cli.main`` does. If the extra ``project`` is missing, print one line."""
     try:
         from aegis_worker.cli import main as run
 

@@ -23,7 +23,7 @@ try:
     from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
     from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 except ModuleNotFoundError as error:
-    if explained := extra.explain(error, "aegis_worker.Settings, or what reads it,"):
+    if explained := extra.explain(error, "aegis_worker.Settings, or code that uses it,"):
         raise ModuleNotFoundError(explained, name=error.name) from error
     raise
 
@@ -255,7 +255,7 @@ class Settings(BaseSettings):
         url = urlsplit(text)
         if url.scheme not in ("redis", "rediss", "unix") or url.query or url.fragment:
             raise ValueError(
-                f"{name} must begin with redis://, rediss:// or unix:// and have no query: options have variables"
+                f"{name} must begin with redis://, rediss:// or unix://, and must have no query: set variables instead"
             )
         database = url.path.strip("/") if url.scheme != "unix" else ""
         if database and database != str(self.REDIS_DB):

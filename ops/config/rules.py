@@ -78,9 +78,9 @@ def layers_are_in_order(environment: Environment) -> Iterator[str]:
     layers = environment.layers
     if layers and layers[0] != _BASE:
         yield f"COMPOSE_FILE begins with {layers[0]}: {_BASE} has to come first, as the others change it"
-    behind = layers[layers.index(_QUEUES) + 1 :] if _QUEUES in layers else []
-    if any(layer.startswith("compose/") for layer in behind):
-        yield f"COMPOSE_FILE names {_QUEUES} before {layers[-1]}: it has to come behind the other layers"
+    later = layers[layers.index(_QUEUES) + 1 :] if _QUEUES in layers else []
+    if any(layer.startswith("compose/") for layer in later):
+        yield f"COMPOSE_FILE names {_QUEUES} before {layers[-1]}: it has to come after the other layers"
 
 
 def tls_is_on_at_both_ends(environment: Environment) -> Iterator[str]:
@@ -119,7 +119,7 @@ def grace_is_longer_than_the_drain(environment: Environment) -> Iterator[str]:
     if drain.isdecimal() and grace.isdecimal() and int(grace) < (least := least_grace_s(int(drain))):
         yield (
             f"WORKER_JOB_COMPLETION_WAIT={drain} has to be less than WORKER_STOP_GRACE_SECONDS={grace} by "
-            f"{STOP_MARGIN_S} s, or Docker kills a worker that has yet to give jobs back and shut down: set "
+            f"{STOP_MARGIN_S} s. Else Docker kills a worker before it has given its jobs back and shut down: set "
             f"WORKER_STOP_GRACE_SECONDS={least} or more"
         )
 

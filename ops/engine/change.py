@@ -22,14 +22,15 @@ def change(
     begun: Mapping[str, object] | None = None,
     **facts: object,
 ) -> Iterator[Callable[[], float]]:
-    """Make a change, and give a clock with its seconds. It ends as done, or it has failed and is undone.
+    """Make a change, and give a clock with its seconds. If the change fails, it is undone.
 
-    An interruption undoes nothing, and ``interrupted`` is said: what was begun can be finished.
+    An interruption undoes nothing: the change can be finished later.
 
-    :param undone: how the stack is after ``undo``, for the message of the error
-    :param finish: clears up what ``undo`` would have needed
-    :param begun: what the journal has to know before the change, so that another command can finish it
-    :param facts: what the journal has to know in any case
+    :param undone: the state of the stack after ``undo``, for the error message
+    :param interrupted: printed after an interruption
+    :param finish: removes what only ``undo`` would need
+    :param begun: facts for the journal before the change, so that another command can finish it
+    :param facts: facts for the journal in any case
     """
     if begun is not None:
         stack.record(event, **{**facts, **begun}, outcome=journal.BEGUN)

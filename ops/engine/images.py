@@ -192,7 +192,7 @@ def _build(image: str, family: Family) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         version_file = Path(scratch, "version")
         try:
-            # It starts other programs, and waits for them when it alone is told to end.
+            # It starts other programs. If only it gets a signal, it waits for them.
             argv = mmdebstrap_argv(family, sources, version_file)
             with shell.pipe(argv, session=True, stdout=subprocess.PIPE) as tree:
                 assert tree.stdout  # noqa: S101

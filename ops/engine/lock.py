@@ -19,10 +19,10 @@ POLL_S = 0.5
 
 @contextmanager
 def alone(environment: str, command: str) -> Iterator[None]:
-    """Wait until nobody else changes the environment's stack, and say who it is.
+    """Wait until nobody else changes the environment's stack, and print who does.
 
-    The kernel releases the lock when the process that holds it ends, so no lock is left behind. If the last change was
-    interrupted, that is said: it may be half done.
+    The kernel releases the lock when the process that holds it ends, so no old lock can remain. If the last change was
+    interrupted, a line says so, because it may be half done.
     """
     file = _acquire(environment)
     try:
@@ -32,7 +32,7 @@ def alone(environment: str, command: str) -> Iterator[None]:
         yield
         _write(file, "")
     except (Exception, SystemExit):
-        _write(file, "")  # it ended by itself and said why; after an interruption the next one says it
+        _write(file, "")  # it has said why it failed; after an interruption, the next change says so
         raise
     finally:
         file.close()
@@ -61,7 +61,7 @@ def left(environment: str) -> str | None:
 
 
 def break_(environment: str) -> str | None:
-    """Let others change the stack, whoever holds the lock. Return who does."""
+    """Break the lock, so that others can change the stack. Return who had it."""
     had = holder(environment)
     _path(environment).unlink(missing_ok=True)
     return had
@@ -106,7 +106,7 @@ def _read(file: IO[str]) -> dict[str, object] | None:
 
 
 def _write(file: IO[str], text: str) -> None:
-    with suppress(OSError):  # a full disk: the lock has to hold all the same, for the command that makes room
+    with suppress(OSError):  # the disk is full: the lock still has to work, for the command that makes room
         file.truncate(0)
         file.write(text)
         file.flush()

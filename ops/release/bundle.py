@@ -126,7 +126,7 @@ def _write(stack: Stack, path: Path, saved: Path, needed: list[str]) -> int:
         variables=envfile.read(stack.environment.local_file),
     )
     files = {f"{FOLDER}/{file}": ROOT / file for file in sorted(_checkout(stack))} | {IMAGES: saved}
-    with sealed.writing(path, mode=0o666) as bundle:  # for whoever the user's own umask lets read it
+    with sealed.writing(path, mode=0o666) as bundle:  # the user's umask decides who can read it
         bundle.add(MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         for name, file in files.items():
             with file.open("rb") as content:

@@ -152,7 +152,7 @@ def _roll(stack: Stack, old: list[Container]) -> None:
     if stack.run(commands.scale(stack.environment, both, wait=False)):
         raise OpsError("Compose could not start it")
     stack.change("wait until the new replicas are healthy", lambda: _wait_until_healthy(stack, _new(stack, old)))
-    # A deployment that was killed may have told replicas to stop. Compose replaces each of them when it ends.
+    # A deployment that was killed may have sent replicas a signal to stop. Compose replaces each when it ends.
     new = _new(stack, old)
     spare = [each for name, number in wanted.items() for each in [n for n in new if n.service == name][number:]]
     stack.write("APP_VERSION", stack.version)  # from here on `make up` and `make scale` start this version

@@ -18,7 +18,7 @@ USERS = {
     "admin": "redis_admin_password",
 }
 _PASSWORDS = frozenset(USERS.values())
-RETIRED = ".retired"  #: behind the name of a password's file: the hashes of earlier passwords that are still valid
+RETIRED = ".retired"  #: suffix of the file with the hashes of earlier passwords that are still valid
 SIGNING_KEY = "worker_signing_key"
 
 
@@ -56,7 +56,7 @@ def close(folder: Path) -> list[str]:
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
         closed.append(
-            f"{folder} was open to other users, and is closed now: whoever read a password there has it still until "
+            f"{folder} was open to other users, and is closed now: anybody who read a password there can use it until "
             '`make secrets-rotate`, keys of certificates until `make certs ARGS="--renew ca"`'
         )
     for file in sorted(folder.iterdir()):

@@ -31,7 +31,7 @@ def test_a_failure_is_tried_again_until_the_last_try() -> None:
 
 def test_no_limit_is_none_rather_than_zero() -> None:
     for jobs, seconds in ((0, 60), (1, 0)):
-        with pytest.raises(ValueError, match="one job or more, in some time"):
+        with pytest.raises(ValueError, match="at least one job, and a period longer than 0"):
             RateLimit(jobs, seconds)
 
 

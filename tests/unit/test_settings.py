@@ -141,8 +141,8 @@ def test_the_settings_choose_format_and_size_for_pool_and_queues() -> None:
             {"WORKER_SIGNING_KEY": "k" * 32 + "\nshort"},
             "WORKER_SIGNING_KEY: each line is a key and needs at least 32 characters",
         ),
-        ({"REDIS_URL": "http://h"}, "REDIS_URL must be redis://"),
-        ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "with no query"),
+        ({"REDIS_URL": "http://h"}, "REDIS_URL must begin with redis://"),
+        ({"REDIS_URL": "redis://h?ssl_cert_reqs=none"}, "must have no query"),
         ({"REDIS_URL": "redis://h:port"}, "the port in REDIS_URL is not a number"),
         ({"REDIS_URL": "redis://h/2"}, "REDIS_URL names database 2, but REDIS_DB=0"),
         (

@@ -25,7 +25,7 @@ def status(queue: Queues = None, json: Json = False) -> None:
     """Show queues, the replicas that serve them, and Redis.
 
     Exit code 0: each queue has a live replica.
-    Exit code 1: one has none.
+    Exit code 1: a queue has no live replica.
     Exit code 2: unknown queue, or Redis cannot be reached.
     """
     names = known(queue or project().served)
@@ -89,7 +89,7 @@ def probe(queue: Queues = None, json: Json = False) -> None:
     """Print one line that says whether the queues are served. For scripts and monitors.
 
     Exit code 0: each queue has a live replica.
-    Exit code 1: one has none.
+    Exit code 1: a queue has no live replica.
     Exit code 2: unknown queue, or Redis cannot be reached.
     """
     names = known(queue or project().served)

@@ -66,7 +66,7 @@ def _cell(value: object) -> str | Text:
 
 
 def age(seconds: float | None) -> str | None:
-    """``90`` → ``90s``, ``7200`` → ``2h``: the largest unit of which there are at least two."""
+    """``90`` → ``90s``, ``7200`` → ``2h``: the largest unit with a value of at least 2."""
     if seconds is None:
         return None
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):

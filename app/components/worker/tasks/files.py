@@ -27,7 +27,7 @@ def inside(path: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a NUL
         raise ValueError(f"path {path!r} cannot be resolved: {error}") from error
     if Path(path).is_absolute() or ".." in Path(path).parts or not resolved.is_relative_to(folder):
-        raise ValueError(f"path {path!r} is not in the data folder")
+        raise ValueError(f"path {path!r} must be a relative path inside the data folder")
     return resolved
 
 

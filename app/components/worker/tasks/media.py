@@ -58,7 +58,7 @@ async def resize_images(
     if not all(1 <= size <= 16_384 for size in sizes):
         raise ValueError(f"sizes is {sizes}, each must be from 1 to 16384")
     if len({Path(path).name for path in paths}) < len(paths):
-        raise ValueError("two of the paths have the same name, and one result would replace the other")
+        raise ValueError("two paths have the same name, and one result would replace the other")
     return await _in_thread(_resize_all, paths, sizes, out)
 
 
