@@ -243,7 +243,7 @@ async def test_a_result_larger_than_redis_takes_holds_up_no_other(
     monkeypatch.setattr("aegis_worker.worker.executor.MOST_RESULT_BYTES", 1000)
     await serve()
     job, other = [await enqueue(redis, "echo", "x" * size) for size in (2000, 10)]
-    assert "bytes are more than 1000" in (await letter(redis, job.job_id))["error"]
+    assert "bytes, and the limit is 1,000" in (await letter(redis, job.job_id))["error"]
     assert await result(other) == "x" * 10
 
 

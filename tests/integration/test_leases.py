@@ -375,7 +375,7 @@ async def test_a_worker_that_starts_while_redis_is_full_drains_it(
         await redis.delete(keys.paused(QUEUE))
         await eventually(lambda: _counts(redis, QUEUE, 0))
         assert [replica["state"] for replica in await replicas.read(redis, QUEUE)] == ["running"]
-        assert caplog.text.count("cron jobs wait for Redis (") == 1
+        assert caplog.text.count("health records, aborts and cron jobs wait") == 1
         assert worker.jobs_complete == 50
     # Not before: it takes a transaction, of which a full Redis 7 refuses even what reads.
     assert [await result(job) for job in jobs] == list(range(50))

@@ -105,7 +105,7 @@ async def test_what_nobody_signed_or_a_stranger_did_is_refused(redis: ArqRedis, 
     await speak(Serializer(signing_keys=[OLD_KEY]), Serializer(signing_keys=[KEY, OLD_KEY]))
     for job_id, serializer, said in (
         ("unsigned", Serializer(), "payload is not signed"),
-        ("stranger", Serializer(signing_keys=["x" * 32]), "payload is signed with another key"),
+        ("stranger", Serializer(signing_keys=["x" * 32]), "payload is signed with a key that is not in WORKER_SIGNING_KEY"),
     ):
         await put(redis, job_id, serialize_job("echo", (1,), {}, None, 0, serializer=serializer.dumps))
         found = await letter(redis, job_id)
@@ -125,13 +125,13 @@ async def test_what_is_too_large_is_not_sent_and_not_taken(redis: ArqRedis, spea
     await put(redis, "large", Serializer().dumps({"t": None, "f": "echo", "a": ("x" * 10_000,), "k": {}, "et": 0}))
     found = await letter(redis, "large")
     assert found["reason"] == "undecodable"
-    assert "larger than 10,000, WORKER_MAX_PAYLOAD_BYTES" in found["error"]
+    assert "larger than 10,000 bytes, which is WORKER_MAX_PAYLOAD_BYTES" in found["error"]
 
 
 @pytest.mark.parametrize(
     ("task", "args", "said"),
     [
-        ("makes", (30_000,), "result of 30,.* is larger than 20,000"),
+        ("makes", (30_000,), "result of 30,.* is larger than 20,000 bytes"),
         ("odd", (), "a builtins.object cannot be in a payload"),
     ],
 )
@@ -174,7 +174,7 @@ async def test_where_the_arguments_cannot_be_stored_the_letter_is_all_there_is(
         job = await enqueue(redis, "echo", 1)
         assert (await letter(redis, job.job_id))["reason"] == "unserializable"
     assert await job.result_info() is None
-    assert "no result can be stored" in caplog.text
+    assert "no result of the job can be stored" in caplog.text
 
 
 @pytest.mark.parametrize(

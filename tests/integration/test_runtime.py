@@ -445,7 +445,7 @@ async def test_redis_away_is_waited_for_and_results_are_stored_when_it_is_back(
     assert len(beats) == last  # no beat without Redis: the health check sees it
     assert await job.result_info() is None
     assert "Redis is unavailable" in caplog.text
-    assert "1 ends wait" in caplog.text
+    assert "the ends of 1 jobs wait to be stored" in caplog.text
 
     await relay.mend()
     assert await job.result(timeout=12, poll_delay=0.02) == "slept"
