@@ -386,7 +386,8 @@ async def test_what_is_too_large_is_not_sent(cli: Cli) -> None:
         WORKER_MAX_PAYLOAD_BYTES="4096",
     )
     answer.refuses(
-        'unable to serialize job "light_io_task": payload of 5,', "larger than 4,096 bytes, which is WORKER_MAX_PAYLOAD_BYTES"
+        'unable to serialize job "light_io_task": payload of 5,',
+        "larger than 4,096 bytes, which is WORKER_MAX_PAYLOAD_BYTES",
     )
 
 

@@ -105,7 +105,11 @@ async def test_what_nobody_signed_or_a_stranger_did_is_refused(redis: ArqRedis, 
     await speak(Serializer(signing_keys=[OLD_KEY]), Serializer(signing_keys=[KEY, OLD_KEY]))
     for job_id, serializer, said in (
         ("unsigned", Serializer(), "payload is not signed"),
-        ("stranger", Serializer(signing_keys=["x" * 32]), "payload is signed with a key that is not in WORKER_SIGNING_KEY"),
+        (
+            "stranger",
+            Serializer(signing_keys=["x" * 32]),
+            "payload is signed with a key that is not in WORKER_SIGNING_KEY",
+        ),
     ):
         await put(redis, job_id, serialize_job("echo", (1,), {}, None, 0, serializer=serializer.dumps))
         found = await letter(redis, job_id)
