@@ -118,9 +118,8 @@ class Runner:
             return
         asked = await redis.zmscore(keys.ABORT, [run.claim.lease.job_id for run in runs])
         for run, asked_ms in zip(runs, asked, strict=True):
-            if (
-                asked_ms is not None and asked_ms >= run.job.enqueued_ms
-            ):  # an older request was for another job with this id
+            # An older request was for another job with this id.
+            if asked_ms is not None and asked_ms >= run.job.enqueued_ms:
                 run.interrupt(Cause.ABORT)
 
     async def stop(self, lease_s: float, until: float) -> None:

@@ -371,10 +371,10 @@ class Worker(arq.worker.Worker):
         parts.wire.close()
 
     def handle_sig(self, signum: Signals) -> None:
-        """Handle a signal. The first one drains, for at most ``job_completion_wait`` seconds. The second one cancels
-        the running jobs at once.
+        """Handle a signal.
 
-        While ``startup`` runs, any signal cancels it.
+        The first signal drains the worker for at most ``job_completion_wait`` seconds. The second one cancels the
+        running jobs at once. While ``startup`` runs, any signal cancels it.
         """
         self.allow_pick_jobs = False
         if self._life.drain(self._job_completion_wait):
