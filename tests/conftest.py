@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -40,6 +41,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackApart:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+#: The project that tests run, also those that run it in another process; see tests/project.
+PROJECT = "tests.project"
+os.environ["AEGIS_PROJECT"] = PROJECT
 PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape
 
 
@@ -58,6 +62,18 @@ async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None
             return
         assert time.monotonic() < deadline, "it did not come about"
         await asyncio.sleep(0.01)
+
+
+def project_environment(server: RedisSettings, **more: str) -> dict[str, str]:
+    """Return the environment of a process of the tests' project, of an environment that has no file of its own."""
+    given = {
+        "PATH": os.environ["PATH"],
+        "ENV": "test",
+        "AEGIS_PROJECT": PROJECT,
+        "REDIS_URL": f"redis://localhost:{server.port}",
+        "REDIS_PASSWORD": str(server.password),
+    }
+    return given | more
 
 
 def copy_checkout(folder: Path) -> None:

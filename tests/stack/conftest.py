@@ -46,12 +46,15 @@ class Stack:
             "REDIS_PORT": str(self.port),
             "APP_IMAGE": self.project,  # another stack's code may be another
             "WORKER_HEALTH_CHECK_INTERVAL": "1",
+            "WORKER_QUEUES": "system,load_test",  # whatever queues a team has beside them
         }
         self.local_file.write_text("".join(f"{name}={value}\n" for name, value in (given | changes).items()))
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy, as a person would who sits there."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WORKER_", "REDIS_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AEGIS_", "WORKER_", "REDIS_"))
+        }
         done = subprocess.run(
             command, cwd=self.folder, env=environment | variables, capture_output=True, text=True, timeout=240
         )

@@ -1,0 +1,121 @@
+"""A team's fork: a queue, a setting and a variable more, and none of our tests is red that a team does not own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import copy_checkout
+
+QUEUE = '''\
+"""Letters to customers."""
+
+from app.components.worker.queues import configured
+from app.components.worker.tasks.letters import send_letter
+
+
+@configured("letters")
+class WorkerSettings:
+    functions = [send_letter]  # noqa: RUF012 - arq's own form
+    max_jobs = 7
+'''
+TASK = """\
+from __future__ import annotations
+
+from typing import Any
+
+from app.core.config import settings
+
+
+async def send_letter(ctx: dict[str, Any], to: str) -> str:
+    return f"{settings.LETTERS_FROM}: to {to}"
+"""
+FIELD = """\
+    LETTERS_FROM: str = Field("nobody", description="whom letters are from")
+    LETTERS_TEST: bool = Field(False, description="whether letters are only written")
+
+"""
+VARIABLES = """
+# Whom letters are from.
+LETTERS_FROM=nobody
+# An address that a task reads by itself.
+LETTERS_URL=http://localhost
+WORKER_LETTERS_MAX_JOBS=5
+WORKER_LETTERS_REPLICAS=1
+WORKER_LETTERS_CPU_LIMIT=1
+WORKER_LETTERS_MEMORY_LIMIT=512M
+"""
+SERVICE = """
+  worker-letters:
+    extends: {file: common.yml, service: worker}
+    pull_policy: never
+    depends_on: *after-redis
+    environment: {WORKER_QUEUES: letters}
+    memswap_limit: ${WORKER_LETTERS_MEMORY_LIMIT}
+    deploy:
+      replicas: ${WORKER_LETTERS_REPLICAS}
+      resources:
+        limits: {cpus: "${WORKER_LETTERS_CPU_LIMIT}", memory: "${WORKER_LETTERS_MEMORY_LIMIT}"}
+"""
+#: The tests that settings, variables, layers, queues or pages could turn red, and a few of those that run a project.
+TESTS = [
+    *(
+        "tests/unit/test_settings.py",
+        "tests/unit/test_ops.py",
+        "tests/unit/test_layers.py",
+        "tests/unit/test_doctor.py",
+    ),
+    *("tests/integration/test_docs.py", "tests/integration/test_bad_settings.py", "tests/integration/test_local.py"),
+    *("tests/integration/test_cli_refusals.py", "tests/integration/test_cli.py", "tests/integration/test_processes.py"),
+]
+SOME = "not first_look and not without_its_server and not test_cli.py and not test_processes.py or test_tasks or stock"
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, (file, old)
+    file.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fork")
+    copy_checkout(folder)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # of whose files tests make copies
+    worker = folder / "app" / "components" / "worker"
+    (worker / "queues" / "letters.py").write_text(QUEUE)
+    (worker / "tasks" / "letters.py").write_text(TASK)
+    edit(folder / "app" / "core" / "config.py", "    WORKER_DATA_DIR: Path", f"{FIELD}    WORKER_DATA_DIR: Path")
+    base = folder / "env" / "base.env"
+    edit(base, "\nWORKER_QUEUES=system,load_test\n", "\nWORKER_QUEUES=system,load_test,letters\n")
+    base.write_text(base.read_text() + VARIABLES)
+    prod = folder / "env" / "prod.env"
+    prod.write_text(prod.read_text() + "\nLETTERS_TEST=true\nLETTERS_PROVIDER=example\n")
+    queues = folder / "compose" / "queues.yml"
+    queues.write_text(queues.read_text() + SERVICE)
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "AEGIS_"))}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("env", ["dev", "prod"])
+def test_its_configuration_is_loaded(fork: Path, env: str) -> None:
+    done = run(fork, "python3", "-m", "ops", "--env", env, "secrets")
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_test_of_ours_is_red(fork: Path) -> None:
+    done = run(fork, ".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, "-k", SOME)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "passed" in done.stdout
+
+
+def test_its_arrows_point_as_ours_do(fork: Path) -> None:
+    done = run(fork, ".venv/bin/lint-imports", "--no-cache", "--no-logo")
+    assert done.returncode == 0, done.stdout
