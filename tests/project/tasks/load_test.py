@@ -29,7 +29,7 @@ async def light_io_task(ctx: dict[str, Any], delay_s: float = 0.05, size: int = 
     with TemporaryFile(dir=folder) as file:
         file.write(bytes(size))
     await asyncio.sleep(delay_s)
-    return {"bytes": size, "seconds": time.perf_counter() - started, "replica": ctx["replica"]}
+    return {"bytes": size, "seconds": round(time.perf_counter() - started, 2), "replica": ctx["replica"]}
 
 
 async def light_memory_task(ctx: dict[str, Any], megabytes: int = 16, hold_s: float = 0.05) -> dict[str, Any]:
