@@ -29,15 +29,27 @@ hypothesis.settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class StackApart(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of the stack in one process, as they share stacks, and the rest meanwhile in the others."""
+#: Tests that push, save, tag and rebuild the images that all stacks share, that have images of other servers made, or
+#: that start a second engine.
+OF_THE_ENGINE = {f"tests/stack/test_{name}.py" for name in ("backup", "bundle", "digests", "image", "make", "servers")}
+
+
+class StacksApart(LoadScopeScheduling):  # type: ignore[misc]
+    """Files of tests/stack each as a whole, as their tests share a stack; beside one another, and the rest at the end.
+
+    A stack waits more than it computes, so that with two processes two at a time take little more than one. What is of
+    the engine as a whole is one after another. Scopes of many tests come first, so that those of one fill the gap.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "stack" if nodeid.startswith("tests/stack/") else nodeid
+        file = nodeid.partition("::")[0]
+        if file in OF_THE_ENGINE:
+            return "engine"
+        return file if file.startswith("tests/stack/") else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackApart:
-    return StackApart(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StacksApart:
+    return StacksApart(config, log)
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,6 +6,7 @@ developer's.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from testinfra.host import Host
 from ops.engine import commands
 from tests.conftest import ROOT, copy_checkout, free_port
 
+IMAGES = {"PYTHON_IMAGE": "python:3.13-slim-trixie", "REDIS_IMAGE": "redis:8-alpine"}
 REGISTRY = """\
 version: 0.1
 log: {{level: error}}
@@ -127,10 +129,17 @@ MakeStack = Callable[..., Stack]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _engine() -> None:
-    """No engine is a failure: a stack that was not tested does not pass."""
+def _engine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No engine is a failure: a stack that was not tested does not pass. The base images are made once, by the first."""
     done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
     assert done.returncode == 0, f"these tests need a Docker engine, `make engine` starts it: {done.stderr}"
+    with (tmp_path_factory.getbasetemp().parent / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if subprocess.run(["docker", "image", "inspect", *IMAGES.values()], capture_output=True).returncode:
+            copy_checkout(folder := tmp_path_factory.mktemp("images"))
+            stack = Stack(folder, "dev", {})
+            stack.make("build")
+            stack.down()
 
 
 @pytest.fixture(scope="module")
