@@ -130,7 +130,7 @@ MakeStack = Callable[..., Stack]
 
 @pytest.fixture(scope="session", autouse=True)
 def _engine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No engine is a failure: a stack that was not tested does not pass. The base images are made once, by the first."""
+    """No engine is a failure: a stack that was not tested does not pass. The first process makes the base images."""
     done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
     assert done.returncode == 0, f"these tests need a Docker engine, `make engine` starts it: {done.stderr}"
     with (tmp_path_factory.getbasetemp().parent / "images.lock").open("w") as lock:
