@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,10 @@ QUEUE = '''\
 """Letters to customers."""
 
 from app.components.worker.queues import configured
-from app.components.worker.tasks.letters import send_letter
+from app.components.worker.tasks.fork_test import send_letter
 
 
-@configured("letters")
+@configured("fork_test")
 class WorkerSettings:
     functions = [send_letter]  # noqa: RUF012 - arq's own form
     max_jobs = 7
@@ -31,34 +32,33 @@ from app.core.config import settings
 
 
 async def send_letter(ctx: dict[str, Any], to: str) -> str:
-    return f"{settings.LETTERS_FROM}: to {to}"
+    return f"{settings.FORK_TEST_FROM}: to {to}"
 """
-FIELD = """\
-    LETTERS_FROM: str = Field("nobody", description="whom letters are from")
-    LETTERS_TEST: bool = Field(False, description="whether letters are only written")
-
+FIELD = """
+    FORK_TEST_FROM: str = Field("nobody", description="whom letters are from")
+    FORK_TEST_ONLY: bool = Field(False, description="whether letters are only written")
 """
 VARIABLES = """
 # Whom letters are from.
-LETTERS_FROM=nobody
+FORK_TEST_FROM=nobody
 # An address that a task reads by itself.
-LETTERS_URL=http://localhost
-WORKER_LETTERS_MAX_JOBS=5
-WORKER_LETTERS_REPLICAS=1
-WORKER_LETTERS_CPU_LIMIT=1
-WORKER_LETTERS_MEMORY_LIMIT=512M
+FORK_TEST_URL=http://localhost
+WORKER_FORK_TEST_MAX_JOBS=5
+WORKER_FORK_TEST_REPLICAS=1
+WORKER_FORK_TEST_CPU_LIMIT=1
+WORKER_FORK_TEST_MEMORY_LIMIT=512M
 """
 SERVICE = """
-  worker-letters:
+  worker-fork-test:
     extends: {file: common.yml, service: worker}
     pull_policy: never
     depends_on: *after-redis
-    environment: {WORKER_QUEUES: letters}
-    memswap_limit: ${WORKER_LETTERS_MEMORY_LIMIT}
+    environment: {WORKER_QUEUES: fork_test}
+    memswap_limit: ${WORKER_FORK_TEST_MEMORY_LIMIT}
     deploy:
-      replicas: ${WORKER_LETTERS_REPLICAS}
+      replicas: ${WORKER_FORK_TEST_REPLICAS}
       resources:
-        limits: {cpus: "${WORKER_LETTERS_CPU_LIMIT}", memory: "${WORKER_LETTERS_MEMORY_LIMIT}"}
+        limits: {cpus: "${WORKER_FORK_TEST_CPU_LIMIT}", memory: "${WORKER_FORK_TEST_MEMORY_LIMIT}"}
 """
 #: The tests that settings, variables, layers, queues or pages could turn red, and a few of those that run a project.
 TESTS = [
@@ -73,10 +73,11 @@ TESTS = [
 ]
 
 
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) == 1, (file, old)
-    file.write_text(text.replace(old, new))
+def edit(file: Path, before: str, text: str) -> None:
+    """Put a text before the one place that a pattern finds."""
+    made, places = re.subn(before, lambda found: text + found[0], file.read_text())
+    assert places == 1, (file, before)
+    file.write_text(made)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +86,14 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_checkout(folder)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # of whose files tests make copies
     worker = folder / "app" / "components" / "worker"
-    (worker / "queues" / "letters.py").write_text(QUEUE)
-    (worker / "tasks" / "letters.py").write_text(TASK)
-    edit(folder / "app" / "core" / "config.py", "    WORKER_DATA_DIR: Path", f"{FIELD}    WORKER_DATA_DIR: Path")
+    (worker / "queues" / "fork_test.py").write_text(QUEUE)
+    (worker / "tasks" / "fork_test.py").write_text(TASK)
+    edit(folder / "app" / "core" / "config.py", r"\n\nsettings = Settings\(\)", FIELD)
     base = folder / "env" / "base.env"
-    edit(base, "\nWORKER_QUEUES=system,load_test\n", "\nWORKER_QUEUES=system,load_test,letters\n")
+    edit(base, r"(?<=\nWORKER_QUEUES=)", "fork_test,")
     base.write_text(base.read_text() + VARIABLES)
     prod = folder / "env" / "prod.env"
-    prod.write_text(prod.read_text() + "\nLETTERS_TEST=true\nLETTERS_PROVIDER=example\n")
+    prod.write_text(prod.read_text() + "\nFORK_TEST_ONLY=true\nFORK_TEST_PROVIDER=example\n")
     queues = folder / "compose" / "queues.yml"
     queues.write_text(queues.read_text() + SERVICE)
     return folder
