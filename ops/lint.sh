@@ -20,6 +20,7 @@ check ruff ruff check .
 check 'ruff format' ruff format --check .
 check mypy mypy
 check 'mypy, Python 3.10' mypy --python-version 3.10 --cache-dir .mypy_cache/3.10 ops
+check import-linter lint-imports --no-cache
 check hadolint hadolint Dockerfile
 check shellcheck shellcheck "${shell_files[@]}"
 check yamllint yamllint --strict .

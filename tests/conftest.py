@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -28,18 +29,33 @@ hypothesis.settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class StackApart(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of the stack in one process, as they share stacks, and the rest meanwhile in the others."""
+#: Tests that push, save, tag and rebuild the images that all stacks share, that have images of other servers made, or
+#: that start a second engine.
+OF_THE_ENGINE = {f"tests/stack/test_{name}.py" for name in ("backup", "bundle", "digests", "image", "make", "servers")}
+
+
+class StacksApart(LoadScopeScheduling):  # type: ignore[misc]
+    """Files of tests/stack each as a whole, as their tests share a stack; beside one another, and the rest at the end.
+
+    A stack waits more than it computes, so that with two processes two at a time take little more than one. What is of
+    the engine as a whole is one after another. Scopes of many tests come first, so that those of one fill the gap.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "stack" if nodeid.startswith("tests/stack/") else nodeid
+        file = nodeid.partition("::")[0]
+        if file in OF_THE_ENGINE:
+            return "engine"
+        return file if file.startswith("tests/stack/") else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackApart:
-    return StackApart(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StacksApart:
+    return StacksApart(config, log)
 
 
 ROOT = Path(__file__).resolve().parents[1]
+#: The project that tests run, also those that run it in another process; see tests/project.
+PROJECT = "tests.project"
+os.environ["AEGIS_PROJECT"] = PROJECT
 PASSWORD = "p@ss/word:of%tests"  # characters that a URL would have to escape
 
 
@@ -58,6 +74,18 @@ async def eventually(condition: Callable[[], Any], within_s: float = 15) -> None
             return
         assert time.monotonic() < deadline, "it did not come about"
         await asyncio.sleep(0.01)
+
+
+def project_environment(server: RedisSettings, **more: str) -> dict[str, str]:
+    """Return the environment of a process of the tests' project, of an environment that has no file of its own."""
+    given = {
+        "PATH": os.environ["PATH"],
+        "ENV": "test",
+        "AEGIS_PROJECT": PROJECT,
+        "REDIS_URL": f"redis://localhost:{server.port}",
+        "REDIS_PASSWORD": str(server.password),
+    }
+    return given | more
 
 
 def copy_checkout(folder: Path) -> None:

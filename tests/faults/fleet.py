@@ -17,7 +17,7 @@ from random import Random
 from time import monotonic
 from typing import Any
 
-from tests.conftest import ROOT, eventually
+from tests.conftest import PROJECT, ROOT, eventually
 
 SLOTS = 20
 LEASE_S = 2.0
@@ -117,6 +117,7 @@ class Fleet:
         environment = {
             "PATH": os.environ["PATH"],
             "ENV": "test",
+            "AEGIS_PROJECT": PROJECT,
             "REDIS_URL": f"redis://127.0.0.1:{port or self._port}",
             "REDIS_USERNAME": "default",  # of a server that asks for no password
             "REDIS_SOCKET_TIMEOUT": str(given["socket_timeout"]),

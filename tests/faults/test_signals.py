@@ -142,7 +142,7 @@ async def test_a_stop_while_idle_without_redis(arena: Arena) -> None:
     await eventually(lambda: member.log.read_text().count("next try in") > 4)
     begun = monotonic()
     assert member.in_order(await arena.fleet.stop(member)), member.log.read_text()
-    assert monotonic() - begun < 1.5, "the wait before the next look is some 4 s by now"
+    assert monotonic() - begun < 1.5, "the wait before the next try is some 4 s by now"
 
 
 @pytest.mark.parametrize("raises", ["startup", "shutdown"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from arq.jobs import Job
 
 from aegis_worker import Worker
 from aegis_worker.queue import admin, keys
-from tests.conftest import ROOT, eventually
+from tests.conftest import ROOT, eventually, project_environment
 
 QUEUE = "arq:queue:test"
 
@@ -167,16 +166,13 @@ async def ended(process: asyncio.subprocess.Process) -> Answer:
 def cli(redis_server: RedisSettings, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     url = f"redis://localhost:{redis_server.port}"
     return Cli(
-        {
-            "PATH": os.environ["PATH"],
-            "ENV": "test",
-            "REDIS_URL": url,
-            "REDIS_URL_LOCAL": url,
-            "REDIS_PASSWORD": str(redis_server.password),
-            "WORKER_DATA_DIR": str(tmp_path_factory.mktemp("data")),
-            "WORKER_HEALTH_CHECK_INTERVAL": "1",
-            "WORKER_LOAD_TEST_MAX_TRIES": "2",
-            "APP_VERSION": "7.1",
-            "LOG_FORMAT": "text",
-        }
+        project_environment(
+            redis_server,
+            REDIS_URL_LOCAL=url,
+            WORKER_DATA_DIR=str(tmp_path_factory.mktemp("data")),
+            WORKER_HEALTH_CHECK_INTERVAL="1",
+            WORKER_LOAD_TEST_MAX_TRIES="2",
+            APP_VERSION="7.1",
+            LOG_FORMAT="text",
+        )
     )

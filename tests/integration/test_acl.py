@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 
 from aegis_worker import NewJob, Producer, Worker, enqueue_many
 from aegis_worker.redis.pool import explain
-from app.core.config import Settings
+from aegis_worker.settings import Settings
 from ops import local
 from ops.secrets import passwords
 from tests.conftest import eventually, free_port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,17 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import copy_checkout
+from tests.conftest import PROJECT, ROOT
 
 Run = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tests' project, so that it can have secrets."""
     folder = tmp_path_factory.mktemp("checkout")
-    copy_checkout(folder)
-    (folder / "secrets" / "test").mkdir(parents=True)
+    shutil.copytree(ROOT / "tests" / "project", folder / "tests" / "project")
+    secrets(folder).mkdir(parents=True)
     return folder
+
+
+def secrets(checkout: Path) -> Path:
+    return checkout / "tests" / "project" / "secrets" / "test"
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def refused(checkout: Path) -> Run:
         done = subprocess.run(
             [sys.executable, "-m", "aegis_worker", "worker", "--queue", "system"],
             cwd=checkout,
-            env={"PATH": os.environ["PATH"], "ENV": "test", **variables},
+            env={"PATH": os.environ["PATH"], "ENV": "test", "AEGIS_PROJECT": PROJECT, **variables},
             capture_output=True,
             text=True,
             timeout=30,
@@ -72,7 +78,7 @@ def test_each_queues_own_settings_are_named(refused: Run) -> None:
 
 
 def test_a_secret_that_is_no_text_is_named(refused: Run, checkout: Path) -> None:
-    file = checkout / "secrets" / "test" / "redis_password"
+    file = secrets(checkout) / "redis_password"
     file.write_bytes(b"geheim\xff")
     (said,) = refused()
     file.unlink()

@@ -54,10 +54,9 @@ async def test_the_examples_run(
     for path, code in blocks("examples.md"):
         if path:
             (tmp_path / path).write_text(code)
-    base = tmp_path / "env" / "base.env"
-    base.write_text(base.read_text().replace("WORKER_QUEUES=system,load_test", "WORKER_QUEUES=system,mail"))
     url = f"redis://localhost:{redis_server.port}"
     environment = {"PATH": os.environ["PATH"], "ENV": "none", "REDIS_URL": url, "REDIS_PASSWORD": PASSWORD}
+    environment["WORKER_QUEUES"] = "system,mail"
 
     async def app(*arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

@@ -22,7 +22,7 @@ from msgspec import msgpack
 from aegis_worker.payload import Serializer
 from aegis_worker.queue import admin as letters
 from aegis_worker.queue import keys
-from tests.conftest import PASSWORD, ROOT, eventually
+from tests.conftest import PASSWORD, ROOT, eventually, project_environment
 from tests.unit.test_serializer_refusals import BOMBS, HEAD
 
 from .conftest import QUEUE, MakeWorker, echo, enqueue, result
@@ -62,16 +62,9 @@ async def admin(redis_server: RedisSettings) -> AsyncIterator[ArqRedis]:
 @pytest.fixture
 def environment(redis_server: RedisSettings, tmp_path: Path) -> dict[str, str]:
     url = f"redis://localhost:{redis_server.port}"
-    return {
-        "PATH": os.environ["PATH"],
-        "ENV": "test",
-        "REDIS_URL": url,
-        "REDIS_URL_LOCAL": url,
-        "REDIS_USERNAME": "worker",
-        "REDIS_PASSWORD": PASSWORD,
-        "WORKER_DATA_DIR": str(tmp_path / "data"),
-        "LOG_FORMAT": "text",
-    }
+    return project_environment(
+        redis_server, REDIS_URL_LOCAL=url, WORKER_DATA_DIR=str(tmp_path / "data"), LOG_FORMAT="text"
+    )
 
 
 @pytest.fixture

@@ -45,9 +45,9 @@ class Local:
         return self.process.wait(20)
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [".venv/bin/python", "-m", "aegis_worker", *arguments], cwd=self.folder, capture_output=True, text=True
-        )
+        environment = {name: value for name, value in os.environ.items() if name != "AEGIS_PROJECT"}
+        command = [".venv/bin/python", "-m", "aegis_worker", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
 
     def answers(self, text: str) -> bool:
         return text in self.cli("job", "enqueue", "system_health_check", "--wait").stdout

@@ -21,7 +21,7 @@ from aegis_worker.payload import Serializer
 from aegis_worker.process.serve import STUCK_EXIT_CODE
 from aegis_worker.queue import keys, replicas
 from aegis_worker.settings import STOP_MARGIN_S
-from tests.conftest import ROOT, eventually, free_port
+from tests.conftest import ROOT, eventually, free_port, project_environment
 
 SYSTEM, LOAD_TEST = "arq:queue:system", "arq:queue:load_test"
 HEALTHCHECK = ROOT / "library" / "aegis_worker" / "process" / "healthcheck.sh"
@@ -90,16 +90,13 @@ async def start(redis_server: RedisSettings, redis: ArqRedis, tmp_path: Path) ->
 
     async def make(*options: str, **variables: str) -> Service:
         log, beats = tmp_path / f"log-{len(services)}", tmp_path / f"beats-{len(services)}"
-        environment = {
-            "PATH": os.environ["PATH"],
-            "ENV": "test",
-            "REDIS_URL": f"redis://localhost:{redis_server.port}",
-            "REDIS_PASSWORD": str(redis_server.password),
-            "WORKER_BEAT_DIR": str(beats),
-            "WORKER_DATA_DIR": str(tmp_path / "data"),
-            "WORKER_HEALTH_CHECK_INTERVAL": "1",
-            "LOG_FORMAT": "text",
-        }
+        environment = project_environment(
+            redis_server,
+            WORKER_BEAT_DIR=str(beats),
+            WORKER_DATA_DIR=str(tmp_path / "data"),
+            WORKER_HEALTH_CHECK_INTERVAL="1",
+            LOG_FORMAT="text",
+        )
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "aegis_worker", "worker", *options),
@@ -200,13 +197,7 @@ current().worker_class.shutdown = shutdown
 current().load("load_test").functions = [func(stubborn, name="stubborn")]
 sys.exit(serve.main("load_test"))
 """
-    environment = {
-        "PATH": os.environ["PATH"],
-        "ENV": "test",
-        "REDIS_URL": f"redis://localhost:{redis_server.port}",
-        "REDIS_PASSWORD": str(redis_server.password),
-        "WORKER_JOB_COMPLETION_WAIT": "0",
-    }
+    environment = project_environment(redis_server, WORKER_JOB_COMPLETION_WAIT="0")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", code), cwd=ROOT, env=environment, stdout=subprocess.PIPE
     )
@@ -370,12 +361,8 @@ async def test_a_redis_that_is_not_there_is_one_line(start: MakeService) -> None
 async def test_stock_arq_runs_our_queue_and_checks_its_health(redis_server: RedisSettings, redis: ArqRedis) -> None:
     job = await redis.enqueue_job("system_health_check", _queue_name=SYSTEM)
     assert job is not None
-    environment = {
-        "PATH": os.environ["PATH"],
-        "ENV": "test",
-        "REDIS_URL": f"redis://localhost:{redis_server.port}",
-        "REDIS_PASSWORD": str(redis_server.password),
-    }
+    # The team's project, by the name that the guide gives for this.
+    environment = project_environment(redis_server, AEGIS_PROJECT="app.project")
     settings = "app.components.worker.queues.system.WorkerSettings"
 
     async def stock(option: str) -> int:

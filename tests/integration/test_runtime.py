@@ -21,7 +21,7 @@ from arq.worker import JobExecutionFailed
 from aegis_worker import Backoff, Worker
 from aegis_worker.queue import keys, replicas
 from aegis_worker.redis.pool import create_pool
-from app.core.config import Settings
+from aegis_worker.settings import Settings
 from tests.conftest import eventually, free_port
 from tests.integration.conftest import MakeWorker as MakeServed
 

@@ -19,7 +19,7 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.exceptions import ConnectionError, TimeoutError
 
 from aegis_worker.redis.pool import create_pool, explain
-from app.core.config import Settings
+from aegis_worker.settings import Settings
 from ops.secrets import certificates
 from ops.secrets.certificates import CA, CLIENT, SERVER
 from tests.conftest import PASSWORD

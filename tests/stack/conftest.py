@@ -6,6 +6,7 @@ developer's.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from testinfra.host import Host
 from ops.engine import commands
 from tests.conftest import ROOT, copy_checkout, free_port
 
+IMAGES = {"PYTHON_IMAGE": "python:3.13-slim-trixie", "REDIS_IMAGE": "redis:8-alpine"}
 REGISTRY = """\
 version: 0.1
 log: {{level: error}}
@@ -46,12 +48,15 @@ class Stack:
             "REDIS_PORT": str(self.port),
             "APP_IMAGE": self.project,  # another stack's code may be another
             "WORKER_HEALTH_CHECK_INTERVAL": "1",
+            "WORKER_QUEUES": "system,load_test",  # whatever queues a team has beside them
         }
         self.local_file.write_text("".join(f"{name}={value}\n" for name, value in (given | changes).items()))
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy, as a person would who sits there."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WORKER_", "REDIS_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AEGIS_", "WORKER_", "REDIS_"))
+        }
         done = subprocess.run(
             command, cwd=self.folder, env=environment | variables, capture_output=True, text=True, timeout=240
         )
@@ -124,10 +129,17 @@ MakeStack = Callable[..., Stack]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _engine() -> None:
-    """No engine is a failure: a stack that was not tested does not pass."""
+def _engine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No engine is a failure: a stack that was not tested does not pass. The first process makes the base images."""
     done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
     assert done.returncode == 0, f"these tests need a Docker engine, `make engine` starts it: {done.stderr}"
+    with (tmp_path_factory.getbasetemp().parent / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if subprocess.run(["docker", "image", "inspect", *IMAGES.values()], capture_output=True).returncode:
+            copy_checkout(folder := tmp_path_factory.mktemp("images"))
+            stack = Stack(folder, "dev", {})
+            stack.make("build")
+            stack.down()
 
 
 @pytest.fixture(scope="module")

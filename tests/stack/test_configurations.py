@@ -115,10 +115,11 @@ def test_layers_merge_to_what_they_promise(compose: Path, combination: tuple[str
     # 2.24 lists a service that stands aside, too.
     services = {name: service for name, service in config["services"].items() if not service.get("profiles")}
 
-    expected = (
-        {"redis", "worker-system", "worker-load-test", "worker-media"} if "queues" in layers else {"redis", "worker"}
-    )
-    assert set(services) == expected
+    if "queues" in layers:  # of which a team has more
+        assert {"redis", "worker-system", "worker-load-test", "worker-media"} <= set(services)
+        assert all(name == "redis" or name.startswith("worker-") for name in services)
+    else:
+        assert set(services) == {"redis", "worker"}
     for name, service in services.items():
         assert_hardened(name, service)
         assert service["restart"] == ("no" if env == "dev" else "unless-stopped"), name
@@ -153,7 +154,7 @@ def test_layers_merge_to_what_they_promise(compose: Path, combination: tuple[str
 def test_the_env_files_name_the_layers_themselves(compose: Path, env: str) -> None:
     config = merged(compose, "--env-file", "env/base.env", "--env-file", f"env/{env}.env")
     assert config["name"] == f"aegis-{env}"
-    assert set(config["services"]) == {"redis", "worker"}
+    assert {"redis", "worker"} <= set(config["services"])
 
 
 def test_the_root_file_is_the_dev_stack(compose: Path) -> None:

@@ -120,7 +120,7 @@ def test_jobs_outlive_the_stack(dev: Stack) -> None:
 def test_plain_compose_from_the_root_is_the_same_stack(dev: Stack) -> None:
     """`docker compose up --scale worker=2`, as the guide has it, with no option and no make."""
     names = dev.run("docker", "compose", "--project-name", dev.project, "ps", "--services").stdout.split()
-    assert sorted(names) == ["redis", "worker"]
+    assert {"redis", "worker"} <= set(names)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stack.conftest import MakeStack
-
-IMAGES = {"PYTHON_IMAGE": "python:3.13-slim-trixie", "REDIS_IMAGE": "redis:8-alpine"}
+from tests.stack.conftest import IMAGES, MakeStack
 
 
 def docker(*arguments: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import subprocess
 from collections.abc import Callable
@@ -30,11 +31,15 @@ Load = Callable[..., Environment]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Loads env/test.env, made of the good one and what is given, from a tree with the project's own layers."""
+    """Loads env/test.env, made of the good one and what is given, from a tree with our layers and three queues."""
     (tmp_path / "env").mkdir()
     (tmp_path / "compose").symlink_to(ROOT / "compose")
-    (tmp_path / "app").symlink_to(ROOT / "app")
-    (tmp_path / "env" / "base.env").write_text((ROOT / "env" / "base.env").read_text())
+    (queues := tmp_path / "app" / "components" / "worker" / "queues").mkdir(parents=True)
+    for queue in ("load_test", "media", "system"):
+        (queues / f"{queue}.py").touch()
+    base = (ROOT / "env" / "base.env").read_text()
+    base = re.sub("^WORKER_QUEUES=.*", "WORKER_QUEUES=system,load_test", base, flags=re.MULTILINE)
+    (tmp_path / "env" / "base.env").write_text(base)
 
     def load(text: str = "", local: str = "", name: str = "test", **shell: str) -> Environment:
         (tmp_path / "env" / "test.env").write_text(GOOD + text)
@@ -123,7 +128,7 @@ def test_problems_are_said_by_name(load: Load, text: str, said: str) -> None:
             "COMPOSE_PROJECT_NAME=Aegis: it has to be lower-case letters, digits, - and _",
         ),
         ("COMPOSE_FILE", "", "COMPOSE_FILE is missing in env/test.env"),
-        ("COMPOSE_FILE", "base.yml:nope.yml", "compose/nope.yml, which is not there; compose/ has base.yml, dev.yml"),
+        ("COMPOSE_FILE", "base.yml:nope.yml", "compose/nope.yml, which is not there; compose/ has base.yml"),
         ("COMPOSE_FILE", "base.yml:common.yml", "compose/common.yml, which is no layer; compose/ has base.yml"),
         ("COMPOSE_FILE", "base.yml:tls.yml", "compose/tls.yml, so it needs REDIS_SSL=true"),
         ("COMPOSE_FILE", "base.yml:dev.yml:dev.yml", "COMPOSE_FILE names compose/dev.yml twice"),

@@ -1,0 +1,1 @@
+"""The queues of the tests' project. One of them is completed only when a worker loads it."""
