@@ -6,16 +6,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lock() { # OUTPUT INPUT [OPTION...]
+lock() { # OUTPUT INPUT... [OPTION...]
   uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
     --no-emit-package aegis-worker \
-    --custom-compile-command 'make lock' "$2" --output-file "$1" "${@:3}"
+    --custom-compile-command 'make lock' --output-file "$@"
   echo "$1"
 }
 
 lock requirements/app.txt pyproject.toml
 lock requirements/media.txt pyproject.toml --extra media --constraints requirements/app.txt
-lock requirements/dev.txt pyproject.toml --extra media --extra dev --constraints requirements/media.txt
+lock requirements/dev.txt pyproject.toml requirements/dev.in --extra media --extra dev \
+  --constraints requirements/media.txt
 for input in requirements/build.in requirements/sbom.in benchmarks/requirements/*.in; do
   lock "${input%.in}.txt" "$input"
 done

@@ -1,6 +1,6 @@
 """What import-linter cannot see of the house: one subclass of arq's worker, and a library that needs no checkout.
 
-The arrows between modules are contracts in pyproject.toml, which `make lint` checks.
+The arrows between modules are contracts in .importlinter, which `make lint` checks.
 """
 
 from __future__ import annotations
