@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import ClassVar
 
 
 @dataclass(slots=True)
@@ -24,6 +25,10 @@ class Completed:
     keep_ms: int | None = None  #: how long the result is kept; None: forever
     mark_ms: int = 0  #: how long the job's mark stays: for a cron job, so that no late replica runs it again
 
+    @property
+    def size(self) -> int:
+        return len(self.result)
+
 
 @dataclass(slots=True)
 class Died:
@@ -35,6 +40,10 @@ class Died:
     letter: str  #: the dead letter without the payload, JSON
     payload: bytes  #: ``b""`` if it has expired
 
+    @property
+    def size(self) -> int:
+        return len(self.result) + len(self.payload)
+
 
 @dataclass(slots=True)
 class Retried:
@@ -44,6 +53,7 @@ class Retried:
     wait_ms: int
     tries: int = 0  #: tries that are over; 0 if this try does not count
     raised: str = ""  #: the error of this try, for the case that no later try reports one
+    size: ClassVar[int] = 0
 
 
 @dataclass(slots=True)
@@ -52,9 +62,10 @@ class Returned:
 
     lease: Lease
     due_ms: int
+    size: ClassVar[int] = 0
 
 
-Settlement = Completed | Died | Retried | Returned
+Settlement = Completed | Died | Retried | Returned  #: ``size`` is how many bytes of results and payloads it carries
 
 
 class Reply(IntEnum):

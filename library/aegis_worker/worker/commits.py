@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from aegis_worker.queue.scripts import RECONNECT, UNAVAILABLE, Scripts, cancelled
-from aegis_worker.queue.settlement import Completed, Died, Reply, Settlement
+from aegis_worker.queue.settlement import Reply, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ class Commits:
                 tokens, replies = await self._send([settlement for settlement, _ in batch])
                 for (settlement, settled), token, reply in zip(batch, tokens, replies, strict=True):
                     if reply != Reply.DONE and settlement.lease.token != token:
-                        self._waiting.append(
-                            (settlement, settled)
-                        )  # the lease lapsed, and this worker has claimed the job again meanwhile
+                        # The lease lapsed, and this worker has claimed the job again meanwhile.
+                        self._waiting.append((settlement, settled))
                     else:
                         settled(reply)
             self._more.clear()
@@ -76,11 +75,7 @@ class Commits:
     def _next_batch(self) -> list[tuple[Settlement, Settled]]:
         count = size = 0
         while count < min(MOST_JOBS, len(self._waiting)) and size < MOST_BYTES:
-            settlement = self._waiting[count][0]
-            if isinstance(settlement, Completed | Died):
-                size += len(settlement.result)
-            if isinstance(settlement, Died):
-                size += len(settlement.payload)
+            size += self._waiting[count][0].size
             count += 1
         batch = self._waiting[:count]
         del self._waiting[:count]

@@ -138,15 +138,15 @@ class Executor:
 
     def _function_of(self, run: Run) -> Function | CronJob:
         """Return the function of the job. Raises ``Refusal`` if the job must not run here."""
-        job, claim = run.job, run.claim
+        job, claim, options = run.job, run.claim, self._options
         # An older request was for another job, which had this id before.
         asked = claim.abort_ms is not None and claim.abort_ms >= job.enqueued_ms
         if asked or claim.due_ms == ABORT_SCORE:
             raise Refusal("aborted", asyncio.CancelledError())
-        run.function = function = self._options.functions.get(job.function)
+        run.function = function = options.functions.get(job.function)
         if function is None:
             raise UnknownFunction(job.function)
-        most = self._max_tries(function)
+        most = options.max_tries if function.max_tries is None else function.max_tries
         if job.tries > most:
             raise Exhausted(most)
         return function
@@ -244,7 +244,7 @@ class Executor:
             logger.info("done in %.3fs", (finished_ms - run.started_ms) / 1000)
         keep_ms = None if forever else max(1, int(min(keep_s * 1000, MOST_KEPT_MS)))
         lease = run.claim.lease
-        if end.reason in (None, "aborted"):
+        if end.reason is None or end.reason == "aborted":
             mark_ms = int(keep_cronjob_progress * 1000) if isinstance(function, CronJob) else 0
             counter: Counter = "jobs_complete" if end.success else "jobs_failed"
             return Ending(Completed(lease, result, keep_ms, mark_ms), counter=counter)

@@ -188,8 +188,13 @@ class Runner:
         self._commits.add(ending.settlement, settled)
 
     def _count(self, ending: Ending, more: int) -> None:
-        if ending.counter:
-            setattr(self._state, ending.counter, getattr(self._state, ending.counter) + more)
+        state, counter = self._state, ending.counter
+        if counter == "jobs_complete":
+            state.jobs_complete += more
+        elif counter == "jobs_failed":
+            state.jobs_failed += more
+        elif counter == "jobs_retried":
+            state.jobs_retried += more
 
     def _hook_ended(self, task: asyncio.Task[None]) -> None:
         self._hooks.discard(task)
