@@ -172,7 +172,7 @@ def test_a_restore_that_is_cut_short_is_finished_by_the_next(prod: Stack, taken:
     refused = prod.make("up", check=False)
     assert refused.returncode
     assert "was interrupted" in refused.stderr
-    assert f"finish it by `make restore FILE={file} YES=1 ENV=prod`" in refused.stderr
+    assert f"`make restore FILE={file} YES=1 ENV=prod` finishes it" in refused.stderr
     prod.make("restore", f"FILE={file}", "YES=1")
     assert running(prod) == ["redis", "worker", "worker"]
     assert is_done(prod, before)

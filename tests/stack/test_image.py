@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -58,6 +59,18 @@ cp -a "/usr/lib/$name" /usr/local/lib/
 cp "/usr/bin/$name" /usr/local/bin/
 ln -s "$name" /usr/local/bin/python3
 dpkg --purge --force-depends $(dpkg-query --show --showformat='${Package}\\n' | grep -E '^(lib)?python3' | grep -v whl)
+"""
+
+#: Prints a line for each file: its name, mode, owner, time and content.
+LISTING = """
+import hashlib, os
+for folder, folders, files in os.walk("/"):
+    folders[:] = sorted(name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev"))
+    for path in [folder, *(os.path.join(folder, name) for name in sorted(files))]:
+        at = os.lstat(path)
+        regular = os.path.isfile(path) and not os.path.islink(path)
+        content = hashlib.sha256(open(path, "rb").read()).hexdigest() if regular else ""
+        print(path, oct(at.st_mode), at.st_uid, at.st_gid, at.st_mtime_ns, content)
 """
 
 #: What comes with Debian or Python, and would be of use to an intruder alone.
@@ -184,7 +197,16 @@ def test_the_bill_of_materials_has_hashes_of_the_lock_and_licences(sbom: dict[st
 def test_the_same_input_makes_the_same_layers(stack: Stack, again: str) -> None:
     inspect = ["docker", "image", "inspect", "--format", "{{json .RootFS.Layers}}"]
     first, second = (json.loads(stack.run(*inspect, f"{name}:dev").stdout) for name in (IMAGE, f"{IMAGE}-again"))
-    assert first == second
+    assert first == second, differences(f"{IMAGE}:dev", f"{IMAGE}-again:dev")
+
+
+def differences(*images: str) -> list[str]:
+    """Return the files of two images that are not the same in both, with what is known of them."""
+    listings = []
+    for image in images:
+        command = ["docker", "run", "--rm", "--network=none", "--user=0", "--entrypoint=python", image, "-c", LISTING]
+        listings.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    return list(difflib.unified_diff(*listings, n=0, lineterm=""))
 
 
 def test_a_build_says_which_packages_stay_and_which_go(again: str, inside: dict[str, Any]) -> None:
