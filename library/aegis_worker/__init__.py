@@ -12,7 +12,8 @@ from aegis_worker.payload import PayloadError, RemoteError, Serializer, register
 from aegis_worker.queue.policies import Backoff, RateLimit
 from aegis_worker.queue.producer import NewJob, Producer, enqueue_many
 from aegis_worker.worker.context import current_job
-from aegis_worker.worker.worker import Worker, create_worker, run_worker
+from aegis_worker.worker.create import create_worker, run_worker
+from aegis_worker.worker.worker import Worker
 
 if TYPE_CHECKING:
     from aegis_worker.settings import Settings

@@ -182,7 +182,9 @@ def current() -> Project:
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):  # the project's code imports a module that is missing
+        if error.name is None or not f"{name}.".startswith(
+            f"{error.name}."
+        ):  # the project's code imports a module that is missing
             raise
         raise ValueError(f"{VARIABLE}={name}: there is no such module in {here} or in Python's path") from error
     project = getattr(module, "project", None)

@@ -43,7 +43,6 @@ from aegis_worker.worker.executor import Executor
 from aegis_worker.worker.idle import Park
 from aegis_worker.worker.intake import Intake
 from aegis_worker.worker.keeper import Keeper
-from aegis_worker.worker.options import attributes, parameters
 from aegis_worker.worker.outcome import NO_TIMEOUT_S, RetryOn
 from aegis_worker.worker.peers import Peers
 from aegis_worker.worker.phase import Life, Phase
@@ -494,19 +493,3 @@ class Worker(arq.worker.Worker):
             "failed": self.jobs_failed,
             "retried": self.jobs_retried,
         }
-
-
-def create_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
-    """Make a worker from a ``WorkerSettings`` class, as ``arq.worker.create_worker`` does.
-
-    Attributes that are not options of a worker are ignored. ``options`` override the attributes of the class.
-    """
-    known = parameters(Worker)
-    return Worker(**{name: value for name, value in attributes(settings_cls).items() if name in known} | options)
-
-
-def run_worker(settings_cls: type | dict[str, Any], **options: Any) -> Worker:
-    """Serve the queue of a ``WorkerSettings`` class until a signal, as ``arq.run_worker`` does. Return the worker."""
-    worker = create_worker(settings_cls, **options)
-    worker.run()
-    return worker
