@@ -182,9 +182,8 @@ def current() -> Project:
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(
-            f"{error.name}."
-        ):  # the project's code imports a module that is missing
+        # Else the project's own code imports a module that is missing.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise ValueError(f"{VARIABLE}={name}: there is no such module in {here} or in Python's path") from error
     project = getattr(module, "project", None)
