@@ -74,7 +74,7 @@ async def test_the_examples_run(
 
         space: dict[str, Any] = {}
         for path, code in blocks("producers.md"):
-            if not path:  # the others are files, of which test_library.py makes use
+            if not path:  # the others are files, of which tests/integration/library makes use
                 exec(code, space)
         answer = await space["main"]("localhost", redis_server.port, PASSWORD)
         assert answer["redis_version"]
