@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import time
 import urllib.error
@@ -34,6 +35,12 @@ http: {{addr: "{address}"}}
 """
 
 
+#: What whoever runs the tests may have set for `make`, or for a stack of their own: a test's stack has no use for it.
+FROM_OUTSIDE = re.compile(
+    "(AEGIS|WORKER|REDIS)_.*|MAKE.*|MFLAGS|YES|FORCE|DRY_RUN|ENV|N|QUEUE|VERSION|MIN|MAX|ARGS|FILE|KEEP|IMAGE|CONFIRM"
+)
+
+
 class Stack:
     """One environment's stack, in a copy of the checkout."""
 
@@ -54,9 +61,7 @@ class Stack:
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy, as a person would who sits there."""
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("AEGIS_", "WORKER_", "REDIS_"))
-        }
+        environment = {name: value for name, value in os.environ.items() if not FROM_OUTSIDE.fullmatch(name)}
         done = subprocess.run(
             command, cwd=self.folder, env=environment | variables, capture_output=True, text=True, timeout=240
         )

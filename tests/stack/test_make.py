@@ -18,6 +18,8 @@ from tests.conftest import ROOT, copy_checkout
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("make")
     copy_checkout(folder)
+    # A dev stack of another checkout may run on this machine.
+    (folder / "env" / "dev.local.env").write_text("COMPOSE_PROJECT_NAME=aegis-test-make\n")
     return folder
 
 
@@ -83,7 +85,7 @@ def test_whoever_has_read_enough_gets_no_traceback(checkout: Path) -> None:
 
 
 def test_a_dry_run_of_a_build_only_says_it(checkout: Path) -> None:
-    assert make(checkout, "build", "DRY_RUN=1").stdout.splitlines()[-1].endswith("dev.env build")
+    assert make(checkout, "build", "DRY_RUN=1").stdout.splitlines()[-1].endswith("dev.local.env build")
 
 
 def test_without_docker_it_says_what_to_type(checkout: Path, tmp_path: Path) -> None:
